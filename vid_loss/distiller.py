@@ -1,0 +1,253 @@
+"""The sum over pairs in the paper's equation (2), for any training loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .guards import HeadCheck, undisturbed
+from .layers import unwrap
+from .pairs import Pair, check_weight
+from .tap import FeatureTap
+from .teacher import Inputs, Teacher, as_call
+
+
+class Distiller(nn.Module):
+    r"""The transfer terms :math:`-\sum_k \lambda_k \log q(t_k | s_k)` of a student and a teacher.
+
+    Equation (2) of the paper without the task loss, in three lines of an existing script::
+
+        distiller = Distiller(student, teacher, {"layer4": "layer4"}, example=images)
+        optimizer.add_param_group({"params": distiller.parameters()})
+        ...
+        loss = criterion(student(images), labels) + distiller(images)
+
+    It owns the heads and the variances, and nothing else: student and teacher are held but not
+    registered, so that they are in neither ``parameters()`` nor ``state_dict()``. ``to()`` moves
+    the teacher along. All parameters exist after construction.
+
+    Args:
+        student: the model that is trained.
+        teacher: the model that is learnt from; put into eval mode at every call.
+        pairs: a dict of student layer to teacher layer, or a list of :class:`Pair`.
+        example: a batch of the student's inputs, to size the heads: a tensor, a tuple of
+            positional or a dict of keyword arguments. One sample is enough. Both models run on it
+            once, in eval mode; their modes, buffers and the random state stay as they were.
+        teacher_inputs: called with the student's arguments, returns the teacher's in one of the
+            three forms: another normalisation, resolution or tokenisation.
+
+    Attributes:
+        pairs: the pairs by name.
+        weights: lambda of each pair by name; see :meth:`set_weight`.
+        losses: the loss module of each pair.
+        terms: the last value of each pair's loss by name: unweighted, detached, on the device.
+
+    Raises:
+        TypeError: if pairs, example, a feature or a loss has the wrong type.
+        ValueError: if there is no pair, the teacher is the student, a layer is unknown, or two
+            features do not fit together. No hook is left then.
+        RuntimeError: if a layer is not reached by the example, or is changed in place.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        pairs: Mapping[str, str] | Sequence[Pair],
+        *,
+        example: Inputs,
+        teacher_inputs: Callable[..., Inputs] | None = None,
+    ) -> None:
+        super().__init__()
+        if unwrap(teacher) is unwrap(student):
+            raise ValueError(
+                "Distiller, teacher: expected another model than the student; got the same. "
+                "For self-distillation pass copy.deepcopy(student)."
+            )
+        self.pairs = _by_name(pairs)
+        self.weights: dict[str, float] = {}
+        self.losses = nn.ModuleDict()
+        self.terms: dict[str, Tensor] = {}
+        self._head_check = HeadCheck()
+        student_layers = [pair.student for pair in self.pairs.values()]
+        teacher_layers = [pair.teacher for pair in self.pairs.values()]
+        args, kwargs = as_call(example, "Distiller, example")
+        self._teacher = Teacher(teacher, teacher_layers, teacher_inputs)
+        try:
+            with undisturbed(unwrap(student), unwrap(teacher)):
+                with FeatureTap(student, student_layers, owner="student") as tap:
+                    tap.model(*args, **kwargs)
+                    student_features = tap.collect()
+                self._build_losses(
+                    student_features, self.teacher_features(*args, **kwargs), _mask_in(kwargs)
+                )
+            self._tap = FeatureTap(student, student_layers, train_only=True, owner="student")
+        except BaseException:
+            self._teacher.tap.close()
+            raise
+
+    def _build_losses(
+        self,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> None:
+        for name, pair in self.pairs.items():
+            loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
+            default = getattr(loss, "default_weight", 1.0)
+            self.weights[name] = default if pair.weight is None else pair.weight
+            self.losses[_key(name)] = loss
+        # The whole sum once, so that what does not fit is heard of here and not in the first step.
+        self.losses.eval()
+        self._sum(student_features, teacher_features, mask)
+        self.losses.train()
+        self.terms = {}
+
+    @property
+    def student(self) -> nn.Module:
+        """The student, without any wrapper."""
+        return self._tap.model
+
+    def forward(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Returns the weighted transfer terms of the batch that the student has just seen.
+
+        Args:
+            *args: positional inputs of the student, for the teacher.
+            mask: ``(N, L)`` padding mask for every pair of tokens, nonzero at those that count.
+                None takes an ``attention_mask`` of that rank from the keyword arguments.
+            **kwargs: keyword inputs of the student, for the teacher.
+
+        Returns:
+            A scalar, in nats per element for the default losses.
+
+        Raises:
+            RuntimeError: if the student has not run forward in train mode since the last call, a
+                layer's feature cannot be used, or only the student is stepped and not the heads.
+            TypeError: if a feature is not one floating-point tensor.
+            ValueError: if shapes do not fit; the message names the pair.
+        """
+        self._head_check(self.student, self.losses)
+        teacher_features = self.teacher_features(*args, **kwargs)
+        return self.transfer(teacher_features, mask=_mask_in(kwargs) if mask is None else mask)
+
+    def teacher_features(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Runs the teacher on the student's inputs and returns its features by layer."""
+        return self._teacher.features(args, kwargs)
+
+    def transfer(
+        self, teacher_features: Mapping[str, Tensor], *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The second half of :meth:`forward`, for engines that run the teacher at another time."""
+        return self._sum(self._tap.collect(), teacher_features, mask)
+
+    def _sum(
+        self,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        terms: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for name, pair in self.pairs.items():
+            term = pair.term(
+                self.losses[_key(name)],
+                student_features[pair.student],
+                teacher_features[pair.teacher],
+                mask,
+            )
+            terms[name] = term.detach()
+            weighted.append(self.weights[name] * term)
+        self.terms = terms
+        total = weighted[0]
+        for term in weighted[1:]:
+            # A model that is split over devices has its layers, and so its heads, on several.
+            total = total + term.to(total.device)
+        return total
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Changes a pair's weight, also in the middle of training.
+
+        Raises:
+            KeyError: if no pair has that name.
+            ValueError: if the weight is negative or not finite.
+        """
+        if name not in self.pairs:
+            raise KeyError(f"Distiller: expected one of {list(self.pairs)}; got {name!r}.")
+        self.weights[name] = check_weight(weight, str(self.pairs[name]))
+
+    def parameter_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
+        """Returns the parameters in groups for an optimizer, most of them without weight decay.
+
+        Decay would pull a variance towards ``softplus(0)`` = 0.69, and norms and biases are
+        customarily free of it: only weight matrices are decayed.
+
+        Args:
+            weight_decay: the decay of weight matrices.
+
+        Example:
+            >>> nets = nn.Linear(2, 3), nn.Linear(2, 3)
+            >>> distiller = Distiller(*nets, {"": ""}, example=torch.zeros(1, 2))
+            >>> groups = distiller.parameter_groups(weight_decay=0.1)
+            >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+            [(1, 0.1), (2, 0.0)]
+        """
+        parameters = list(self.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def close(self) -> None:
+        """Removes every hook from student and teacher. Closing twice is fine."""
+        self._tap.close()
+        self._teacher.tap.close()
+
+    def __enter__(self) -> "Distiller":
+        """Returns the distiller, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the distiller."""
+        self.close()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
+        # What to(), cuda() and half() are made of. The teacher is no submodule, so it is told.
+        self._teacher.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        return self
+
+
+def _by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
+    if isinstance(pairs, Mapping):
+        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
+    if isinstance(pairs, str | Pair) or not all(isinstance(pair, Pair) for pair in pairs):
+        raise TypeError(
+            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
+            f"Pair; got {pairs!r}."
+        )
+    if not pairs:
+        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
+    by_name: dict[str, Pair] = {}
+    for pair in pairs:
+        name = str(pair.name)
+        if name in by_name:
+            raise ValueError(f"{pair}: expected a name of its own; got {name!r} twice. Set name=.")
+        by_name[name] = pair
+    return by_name
+
+
+def _key(name: str) -> str:
+    """A pair's name as a module's, which must have no dot."""
+    return name.replace(".", "/")
+
+
+def _mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+    mask = kwargs.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None

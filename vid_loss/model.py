@@ -1,0 +1,52 @@
+"""Student and heads as one module."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .distiller import Distiller
+from .layers import unwrap
+
+
+class DistillationModel(nn.Module):
+    """Student and heads as one module, for engines that wrap or shard what they train.
+
+    In DDP and FSDP the heads must run inside the forward of the wrapped root module. This is that
+    module: give it to the engine in the student's place, and the optimizer its parameters.
+
+    Args:
+        student: the model that ``distiller`` was built with.
+        distiller: the transfer terms.
+
+    Raises:
+        ValueError: if the distiller taps another student.
+    """
+
+    def __init__(self, student: nn.Module, distiller: Distiller) -> None:
+        super().__init__()
+        if unwrap(student) is not distiller.student:
+            raise ValueError(
+                "DistillationModel, student: expected the model that the distiller was built "
+                "with; got another. Build the distiller from this student."
+            )
+        self.student = student
+        self.distiller = distiller
+        # FSDP reads from the root which modules to wrap.
+        self._no_split_modules = getattr(unwrap(student), "_no_split_modules", None)
+
+    def forward(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> tuple[Any, Tensor]:
+        """Runs the student; while training, adds the teacher and the transfer terms.
+
+        Args:
+            *args: positional inputs of the student.
+            mask: padding mask, as in :meth:`Distiller.forward`; not given to the student.
+            **kwargs: keyword inputs of the student.
+
+        Returns:
+            The student's output and the weighted transfer terms, a scalar: 0 in evaluation.
+        """
+        output = self.student(*args, **kwargs)
+        if self.training and torch.is_grad_enabled():
+            return output, self.distiller(*args, mask=mask, **kwargs)
+        return output, torch.zeros((), device=next(self.parameters()).device)

@@ -1,0 +1,173 @@
+"""Which layer of the student learns from which layer of the teacher, and how."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .features import kind_of, to_layout
+from .losses import VIDLoss
+
+LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One term of the paper's equation (2): a student layer, a teacher layer, a weight, a loss.
+
+    Args:
+        student: layer of the student, as :class:`~vid_loss.FeatureTap` names them:
+            ``"layer4"``, ``"fc:input"``, ``"encoder[0]"``.
+        teacher: layer of the teacher.
+        weight: lambda, finite and not negative. None is the loss's own ``default_weight``.
+        loss: what builds the loss from the shapes of the two features, such as
+            :class:`~vid_loss.VIDLoss` or ``functools.partial(VIDLoss, norm="group")``; or a
+            module, used as it is. It is called with the two features, and for tokens with
+            ``mask=``, and returns a scalar.
+        name: name in logs and checkpoints; ``"student->teacher"`` and, unless it is VIDLoss,
+            the loss's name if None.
+        channel_dim: where the channels are, or a tuple for (student, teacher). None is the second
+            dimension of a map and the last of tokens; -1 for NHWC maps, 1 for signals (N, C, L).
+        student_transform: applied to the student's feature first, for what shapes cannot say:
+            drop a class token, tokens to a grid.
+        teacher_transform: the same for the teacher's.
+
+    Raises:
+        TypeError: if the loss cannot be called.
+        ValueError: if the weight is negative or not finite, or the name cannot be used.
+
+    Example:
+        >>> Pair("layer4", "layer4", weight=10.0).name
+        'layer4->layer4'
+    """
+
+    student: str
+    teacher: str
+    weight: float | None = None
+    loss: LossFactory | nn.Module = VIDLoss
+    _: KW_ONLY
+    name: str | None = None
+    channel_dim: int | tuple[int | None, int | None] | None = None
+    student_transform: Transform | None = None
+    teacher_transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None:
+            check_weight(self.weight, str(self))
+        if not callable(self.loss):
+            raise TypeError(
+                f"{self}, loss: expected a loss module or what builds one; got {self.loss!r}. "
+                "For example loss=VIDLoss."
+            )
+        name = self.name if self.name is not None else self._default_name()
+        if not name or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
+                f"not use itself; got {name!r}."
+            )
+        object.__setattr__(self, "name", name)
+
+    def __str__(self) -> str:
+        return f"Pair {self.student!r} -> {self.teacher!r}"
+
+    def _default_name(self) -> str:
+        layers = f"{self.student}->{self.teacher}"
+        if self.loss is VIDLoss or isinstance(self.loss, VIDLoss):
+            return layers
+        factory = getattr(self.loss, "func", self.loss)
+        loss_name = getattr(factory, "__name__", type(factory).__name__)
+        return layers if loss_name == "VIDLoss" else f"{layers} {loss_name}"
+
+    def build_loss(self, student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
+        """Builds this pair's loss for two captured features, on the student's device.
+
+        Raises:
+            TypeError: if what is built is not a module.
+            ValueError: if the features do not fit together.
+        """
+        with self._named():
+            student, teacher = self._prepare(student_feature, teacher_feature)
+            loss = self.loss
+            if not isinstance(loss, nn.Module):
+                loss = _build(loss, student.shape, teacher.shape)
+        # Half precision is for activations: heads are trained in float32 at least.
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        return loss.to(device=student.device, dtype=dtype)
+
+    def term(
+        self,
+        loss: nn.Module,
+        student_feature: Tensor,
+        teacher_feature: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Returns the loss of two captured features, unweighted.
+
+        Args:
+            loss: what :meth:`build_loss` built.
+            student_feature: the student's, as captured.
+            teacher_feature: the teacher's, as captured; moved to the student's device.
+            mask: ``(N, L)``; reaches the loss if the features are tokens.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: if a feature is not floating point.
+            ValueError: if the features do not fit together or the loss is not a scalar.
+        """
+        with self._named():
+            student, teacher = self._prepare(student_feature, teacher_feature)
+            if mask is not None and kind_of(student.shape) == "tokens":
+                value = loss(student, teacher, mask=mask.to(student.device))
+            else:
+                value = loss(student, teacher)
+            if not isinstance(value, Tensor) or value.ndim:
+                got = tuple(value.shape) if isinstance(value, Tensor) else value
+                raise ValueError(f"expected the loss to be a scalar; got {got}. Reduce it.")
+        return value
+
+    def _prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
+        if self.student_transform is not None:
+            student = self.student_transform(student)
+        if self.teacher_transform is not None:
+            teacher = self.teacher_transform(teacher)
+        return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Puts the pair's name in front of what the layers below say."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self}: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"{self}: {error}") from error
+
+
+def check_weight(weight: float, pair: str) -> float:
+    """Returns the weight, or raises the ValueError that names the pair."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{pair}, weight: expected a finite number, 0 or more; got {weight}.")
+    return weight
+
+
+def _build(factory: LossFactory, student_shape: torch.Size, teacher_shape: torch.Size) -> nn.Module:
+    try:
+        inspect.signature(factory).bind(student_shape, teacher_shape)
+    except TypeError:
+        name = getattr(factory, "__name__", repr(factory))
+        raise TypeError(
+            f"expected loss to be built from the two features' shapes; got {name}, which takes "
+            f"others. If it needs no shapes, pass a module: loss={name}()."
+        ) from None
+    loss = factory(student_shape, teacher_shape)
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"expected loss to build a module; got {loss!r}.")
+    return loss
