@@ -30,8 +30,8 @@ class KDLoss(nn.Module):
         ValueError: if the temperature is not a positive number.
 
     Example:
-        >>> KDLoss(temperature=1.0)(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))
-        tensor(0.1109)
+        >>> KDLoss(temperature=1.0)(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]))
+        tensor(0.3278)
     """
 
     default_weight = 1.0
@@ -266,7 +266,7 @@ def _check_logits_kind(loss: nn.Module, kind: str, shape: Sequence[int]) -> None
 
 def _refuse_probabilities(owner: str, logits: Tensor) -> None:
     rows = logits.detach().float()
-    if rows.shape[-1] > 1 and bool((rows >= 0).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()):
+    if rows.shape[-1] > 1 and bool((rows > 0).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()):
         raise ValueError(
             f"expected {owner} logits for KDLoss; got rows that are positive and sum to 1. "
             "Tap the layer before the softmax."

@@ -186,6 +186,7 @@ class Distiller(nn.Module):
             weight_decay: the decay of weight matrices.
 
         Example:
+            >>> import torch
             >>> nets = nn.Linear(2, 3), nn.Linear(2, 3)
             >>> distiller = Distiller(*nets, {"": ""}, example=torch.zeros(1, 2))
             >>> groups = distiller.parameter_groups(weight_decay=0.1)

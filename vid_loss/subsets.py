@@ -1,0 +1,95 @@
+"""Few images or few labels a class, as in the paper's Tables 1 and 2."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> list[int]:
+    """Draws the indices of n samples of every class.
+
+    Args:
+        labels: the class of each sample; negative ones are unlabelled and never drawn.
+        n: how many of each class.
+        seed: of the draw. With one seed, a smaller n draws a part of what a larger n draws.
+
+    Returns:
+        The indices in ascending order, n times the number of classes of them.
+
+    Raises:
+        ValueError: if a class has fewer than n samples, or n is not positive.
+
+    Example:
+        >>> images_per_class([0, 1, 1, 0, 1], 2, seed=0)
+        [0, 1, 3, 4]
+    """
+    labels = torch.as_tensor(labels)
+    if n < 1:
+        raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n}.")
+    if labels.ndim != 1:
+        raise ValueError(
+            f"images_per_class, labels: expected one class a sample; got shape "
+            f"{tuple(labels.shape)}."
+        )
+    classes, counts = labels[labels >= 0].unique(return_counts=True)
+    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
+        if count < n:
+            raise ValueError(
+                f"images_per_class, n: expected {n} samples of class {label}; got {count}. "
+                "Ask for fewer, or leave the class out."
+            )
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    drawn = [order[labels[order] == label][:n] for label in classes]
+    return sorted(torch.cat(drawn).tolist()) if drawn else []
+
+
+def labels_per_class(
+    labels: Sequence[int] | Tensor, n: int, *, seed: int, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    """Keeps the labels of n samples of every class and hides the others (Table 1b).
+
+    Args:
+        labels: the class of each sample.
+        n: how many labels of each class to keep.
+        seed: of the draw, as in :func:`images_per_class`.
+        ignore_index: what a hidden label becomes.
+
+    Returns:
+        A copy of the labels, ``(samples,)``.
+
+    Raises:
+        ValueError: if a class has fewer than n samples, or n is not positive.
+
+    Example:
+        >>> labels_per_class([0, 1, 1, 0], 1, seed=0)
+        tensor([   0,    1, -100, -100])
+    """
+    labels = torch.as_tensor(labels)
+    hidden = torch.full_like(labels, ignore_index)
+    kept = images_per_class(labels, n, seed=seed)
+    hidden[kept] = labels[kept]
+    return hidden
+
+
+def labelled_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
+    """Cross-entropy over the labelled samples of a batch; 0, not NaN, when there are none.
+
+    The transfer terms need no labels: ``labelled_cross_entropy(...) + distiller(images)`` trains
+    on all of a partly labelled batch.
+
+    Args:
+        logits: ``(N, classes)``.
+        labels: ``(N,)``; ``ignore_index`` where there is none.
+        ignore_index: the label of unlabelled samples.
+
+    Returns:
+        A scalar in nats, the mean over labelled samples.
+    """
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
