@@ -35,12 +35,13 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
             f"images_per_class, labels: expected one class a sample; got shape "
             f"{tuple(labels.shape)}."
         )
-    classes, counts = labels[labels >= 0].unique(return_counts=True)
-    for label, count in zip(classes.tolist(), counts.tolist(), strict=True):
-        if count < n:
+    counts = torch.bincount(labels[labels >= 0])
+    classes = counts.nonzero().flatten().tolist()
+    for label in classes:
+        if counts[label] < n:
             raise ValueError(
-                f"images_per_class, n: expected {n} samples of class {label}; got {count}. "
-                "Ask for fewer, or leave the class out."
+                f"images_per_class, n: expected {n} samples of class {label}; got "
+                f"{counts[label]}. Ask for fewer, or leave the class out."
             )
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = [order[labels[order] == label][:n] for label in classes]
