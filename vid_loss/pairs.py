@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor, nn
 
-from .features import kind_of, to_layout
+from .features import check_floating_point, kind_of, to_layout
 from .losses import VIDLoss
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
@@ -65,7 +65,7 @@ class Pair:
                 "For example loss=VIDLoss."
             )
         name = self.name if self.name is not None else self._default_name()
-        if not name or hasattr(nn.ModuleDict, name):
+        if not name or hasattr(nn.ModuleDict(), name):
             raise ValueError(
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
                 f"not use itself; got {name!r}."
@@ -138,6 +138,7 @@ class Pair:
             student = self.student_transform(student)
         if self.teacher_transform is not None:
             teacher = self.teacher_transform(teacher)
+        check_floating_point(student, teacher)
         return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -47,8 +47,12 @@ class _Recorder:
         self.calls[key] = self.calls.get(key, 0) + 1
 
 
-def _inert(*_: Any, **__: Any) -> None:
+def _inert(*_: Any) -> None:
     """What a hook becomes in a copy of its model."""
+
+
+def _load_inert() -> Callable[..., None]:
+    return _inert
 
 
 class _Hook:
@@ -60,8 +64,8 @@ class _Hook:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _inert
 
-    def __reduce__(self) -> str:
-        return "_inert"
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _load_inert, ()
 
 
 class _Arm(_Hook):
