@@ -419,7 +419,9 @@ def test_teacher_inputs_of_another_type_are_refused():
 
 def test_a_feature_that_is_not_floating_point_is_refused():
     student, teacher = TokenNet(4), TokenNet(6)
-    with pytest.raises(TypeError, match="'embed:input': expected a floating-point student"):
+    with pytest.raises(
+        TypeError, match="Pair 'embed:input' -> 'layer': expected a floating-point student"
+    ):
         Distiller(student, teacher, {"embed:input": "layer"}, example=tokens())
 
 

@@ -81,15 +81,25 @@ class _Arm(_Hook):
 
 
 class _Disarm(_Hook):
-    """After the model's forward, also when it raised: then there is nothing to keep."""
+    """After the model's forward. It does not look at the output: see `_Abandon`."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         recorder = self.recorder
         if recorder.armed:
             recorder.armed = False
             recorder.ran = True
-            if output is None:
-                recorder.clear()
+
+
+class _Abandon(_Hook):
+    """Called even when the forward raised; still armed then, because `_Disarm` was not called.
+
+    Asking whether the output is None would tell as much, but dynamo compiles the hooks of a
+    compiled model as functions of their own and warns when one of them touches a tensor.
+    """
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.recorder.armed:
+            self.recorder.clear()
 
 
 class _Layer(_Hook):
@@ -173,8 +183,9 @@ class FeatureTap:
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(_Output(recorder, spec)))
-        disarm = _Disarm(recorder)
-        handles.append(self.model.register_forward_hook(disarm, always_call=True))
+        handles.append(self.model.register_forward_hook(_Disarm(recorder)))
+        abandon = _Abandon(recorder)
+        handles.append(self.model.register_forward_hook(abandon, always_call=True))
         return handles
 
     @property
