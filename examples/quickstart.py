@@ -10,10 +10,8 @@ are all that distillation adds to an ordinary training loop.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits

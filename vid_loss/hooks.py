@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import LayerSpec
+from .layer_spec import LayerSpec
 
 
 class Capture(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .hooks import Abandon, Arm, Capture, Disarm, Input, Output, Recorder
-from .layers import LayerSpec, find_layer, unwrap
+from .layer_spec import LayerSpec, find_layer, unwrap
 
 
 class FeatureTap:

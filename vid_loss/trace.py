@@ -8,7 +8,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from .guards import undisturbed
-from .layers import unwrap
+from .layer_spec import unwrap
 from .teacher import Inputs, as_call
 
 _COLUMNS = ("name", "type", "shape", "note")
