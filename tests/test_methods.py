@@ -39,9 +39,6 @@ METHODS = {
 @pytest.mark.parametrize(("pairs", "same_classes"), METHODS.values(), ids=METHODS)
 def test_every_method_lowers_its_own_loss(pairs, same_classes):
     student, teacher = cnn_pair(student_classes=3, teacher_classes=3 if same_classes else 7)
-    # A teacher that is sure of itself, and labels that agree with it: else KD fights the task.
-    teacher.fc.weight.data.mul_(10)
-    labels = teacher.eval()(images()).argmax(1) % 3
     distiller = Distiller(student, teacher, pairs, example=images())
     teacher_calls = []
     teacher.register_forward_hook(lambda *_: teacher_calls.append(1))
@@ -50,9 +47,9 @@ def test_every_method_lowers_its_own_loss(pairs, same_classes):
     history = []
     for _ in range(20):
         optimizer.zero_grad()
-        task_loss = F.cross_entropy(student(images()), labels)
-        transfer = distiller(images())
-        (task_loss + transfer).backward()
+        # Without a task loss: that of an untrained teacher's images would pull against KD.
+        student(images())
+        distiller(images()).backward()
         optimizer.step()
         history.append({name: value.item() for name, value in distiller.terms.items()})
     assert len(teacher_calls) == 20
