@@ -88,13 +88,17 @@ class StudentHeads:
         """A copy of the student keeps this hook, which does nothing for it."""
         return self
 
-    def __reduce__(self) -> str:
-        """A pickle of the student takes neither teacher nor heads along."""
-        return "_inert"
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        """A pickle of the student takes neither distiller nor teacher along."""
+        return _load_inert, ()
 
 
 def _inert(*_: Any) -> None:
     """What the hook becomes in a pickle of the student."""
+
+
+def _load_inert() -> Callable[..., None]:
+    return _inert
 
 
 def with_transfer(output: Any, transfer: Tensor) -> Any:
