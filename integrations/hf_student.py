@@ -150,8 +150,13 @@ def refuse_optimizer_without_heads(optimizer: Any, distiller: Distiller) -> None
         )
 
 
-@cache
+@torch.compiler.assume_constant_result  # Dynamo cannot trace the making of a class
 def _output_class(base: type[ModelOutput]) -> type[ModelOutput]:
+    return _make_output_class(base)
+
+
+@cache
+def _make_output_class(base: type[ModelOutput]) -> type[ModelOutput]:
     namespace = {"__module__": base.__module__, "__doc__": base.__doc__}
     return make_dataclass(
         base.__name__, [(FIELD, Tensor | None, None)], bases=(base,), namespace=namespace
