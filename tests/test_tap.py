@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vid_loss import FeatureTap
-from vid_loss.layers import LayerSpec
+from vid_loss.layer_spec import LayerSpec
 
 
 class Parts(nn.Module):

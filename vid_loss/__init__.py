@@ -3,9 +3,11 @@
 from .baselines import ATLoss, FitNetLoss, KDLoss, LwFLoss
 from .distiller import Distiller
 from .losses import VIDLoss
+from .matching import match_layers
 from .model import DistillationModel
 from .pairs import Pair
 from .tap import FeatureTap
+from .trace import layers
 
 __version__ = "0.1.0"
 
@@ -19,4 +21,6 @@ __all__ = [
     "LwFLoss",
     "Pair",
     "VIDLoss",
+    "layers",
+    "match_layers",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .guards import HeadCheck, undisturbed
-from .layers import unwrap
+from .layer_spec import unwrap
 from .pairs import Pair, check_weight
 from .tap import FeatureTap
 from .teacher import Inputs, Teacher, as_call
