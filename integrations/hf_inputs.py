@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vid_loss.layers import unwrap
+from vid_loss.layer_spec import unwrap
 from vid_loss.teacher import Inputs
 
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
@@ -90,26 +90,18 @@ class Columns:
         if self.teacher_inputs is not None:
             inputs: Inputs = _call_by_name(self.teacher_inputs, self.batch)
             return inputs
-        return self.common(self.batch)
-
-    def common(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the teacher's forward takes of a batch, without labels.
-
-        Raises:
-            ValueError: if an argument that the teacher needs is missing.
-        """
         arguments = arguments_of(unwrap(self.teacher).forward)
-        inputs = without_labels(self.teacher, batch, self.label_names)
+        batch = without_labels(self.teacher, self.batch, self.label_names)
         if arguments:
-            inputs = {name: value for name, value in inputs.items() if name in arguments}
-        missing = [name for name, required in arguments.items() if required and name not in inputs]
-        if missing or not inputs:
+            batch = {name: value for name, value in batch.items() if name in arguments}
+        missing = [name for name, required in arguments.items() if required and name not in batch]
+        if missing or not batch:
             raise ValueError(
                 f"VIDTrainer, teacher: expected a batch with {missing or [*arguments]}, which its "
-                f"forward takes; got {list(batch)}. Pass teacher_inputs=, for example "
+                f"forward takes; got {list(self.batch)}. Pass teacher_inputs=, for example "
                 "teacher_inputs=lambda pixel_values, **_: (pixel_values,)."
             )
-        return inputs
+        return batch
 
 
 def _call_by_name(function: Callable[..., Any], batch: Mapping[str, Any]) -> Any:

@@ -150,7 +150,8 @@ def refuse_optimizer_without_heads(optimizer: Any, distiller: Distiller) -> None
         )
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace the making of a class
+# Dynamo cannot trace the making of a class.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def _output_class(base: type[ModelOutput]) -> type[ModelOutput]:
     return _make_output_class(base)
 

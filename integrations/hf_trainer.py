@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from vid_loss.distiller import Distiller
-from vid_loss.layers import unwrap
+from vid_loss.layer_spec import unwrap
+from vid_loss.matching import match_layers
 from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs
 
@@ -128,17 +129,10 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         self._heads = StudentHeads(distiller, self.accelerator.autocast)
 
     def _matched(self, model: nn.Module, example: Mapping[str, Any]) -> Sequence[Pair]:
-        from vid_loss import match_layers  # type: ignore[attr-defined]  # merged later
-
-        if self._columns.teacher_inputs is not None:
-            raise ValueError(
-                "VIDTrainer, pairs: expected them beside teacher_inputs=; got None. Layers are "
-                "matched by running both models on one batch."
-            )
-        pairs: Sequence[Pair] = match_layers(model, self.teacher, self._columns.common(example))
+        pairs = match_layers(model, self.teacher, example, teacher_inputs=self._columns.for_teacher)
         if self.is_world_process_zero():
-            choice = ", ".join(f"{pair.student!r} <- {pair.teacher!r}" for pair in pairs)
-            logger.warning("VIDTrainer, pairs: none were given; matched %s.", choice)
+            # What nobody chose should be seen: transformers hides INFO by default.
+            logger.warning("VIDTrainer, pairs: none were given; matched:\n%s", pairs)
         return pairs
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
