@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .guards import HeadCheck, undisturbed
 from .layer_spec import unwrap
-from .pairs import Pair, check_weight
+from .pairs import Pair, check_weight, module_key, pairs_by_name
 from .tap import FeatureTap
 from .teacher import Inputs, Teacher, as_call
 
@@ -65,7 +65,7 @@ class Distiller(nn.Module):
                 "Distiller, teacher: expected another model than the student; got the same. "
                 "For self-distillation pass copy.deepcopy(student)."
             )
-        self.pairs = _by_name(pairs)
+        self.pairs = pairs_by_name(pairs)
         self.weights: dict[str, float] = {}
         self.losses = nn.ModuleDict()
         self.terms: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
             loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
             default = getattr(loss, "default_weight", 1.0)
             self.weights[name] = default if pair.weight is None else pair.weight
-            self.losses[_key(name)] = loss
+            self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         self.losses.eval()
         self._sum(student_features, teacher_features, mask)
@@ -151,7 +151,7 @@ class Distiller(nn.Module):
         weighted: list[Tensor] = []
         for name, pair in self.pairs.items():
             term = pair.term(
-                self.losses[_key(name)],
+                self.losses[module_key(name)],
                 student_features[pair.student],
                 teacher_features[pair.teacher],
                 mask,
@@ -223,30 +223,6 @@ class Distiller(nn.Module):
         self._teacher.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
         return self
-
-
-def _by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
-    if isinstance(pairs, Mapping):
-        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
-    if isinstance(pairs, str | Pair) or not all(isinstance(pair, Pair) for pair in pairs):
-        raise TypeError(
-            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {pairs!r}."
-        )
-    if not pairs:
-        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
-    by_name: dict[str, Pair] = {}
-    for pair in pairs:
-        name = str(pair.name)
-        if name in by_name:
-            raise ValueError(f"{pair}: expected a name of its own; got {name!r} twice. Set name=.")
-        by_name[name] = pair
-    return by_name
-
-
-def _key(name: str) -> str:
-    """A pair's name as a module's, which must have no dot."""
-    return name.replace(".", "/")
 
 
 def _mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
