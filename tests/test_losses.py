@@ -154,3 +154,21 @@ def test_shapes_are_checked_not_broadcast(student, teacher, error, message):
 def test_construction_refuses_what_does_not_fit(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         VIDLoss(*shapes, **options)
+
+
+def test_keeps_three_maps_for_backward_beside_the_students_own_feature():
+    """What goes into the norm, what comes out of the ReLU, and the residual."""
+    student, teacher = torch.randn(8, 16, 16, 16, requires_grad=True), torch.randn(8, 32, 16, 16)
+    loss = VIDLoss(student.shape, teacher.shape)
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        value = loss(student, teacher)
+    assert value.requires_grad
+    saved.pop(student.untyped_storage().data_ptr())  # which the student keeps anyway
+    assert sum(saved.values()) < 3.2 * teacher.nbytes
