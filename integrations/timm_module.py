@@ -18,9 +18,9 @@ class VIDTrainableModule(DistillationModel):
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """Groups for layer decay: the student's, and the heads with the student's last."""
-        if not hasattr(self.student, "group_matcher"):
+        student: Any = self.student
+        if not hasattr(student, "group_matcher"):
             return {}
-        matcher = self.student.group_matcher(coarse=coarse)
-        layers = group_parameters(self.student, matcher, reverse=True)
+        layers = group_parameters(student, student.group_matcher(coarse=coarse), reverse=True)
         last = max(layers.values(), default=0)
         return lambda name: layers.get(name.removeprefix("student."), last)

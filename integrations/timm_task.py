@@ -9,7 +9,7 @@ if __name__ == "__main__":
     sys.exit(main())
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from vid_loss import Distiller, Pair
 
 try:
     import timm
-        from timm.task import DistillationTeacher, TrainingTask
+    from timm.task import DistillationTeacher, TrainingTask
     from timm.utils import unwrap_model
 except ImportError as error:
     raise ImportError(
@@ -106,11 +106,11 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         data_config = data_config or default_data_config(student)
         example = example_image(student, data_config["input_size"])
         self.renormalise = Renormalise.between(data_config, self.teacher, example)
-        teacher = self.teacher.model
+        teacher = unwrap_model(self.teacher.model)
         distiller = Distiller(
             student_model,
-            teacher,
-            resolve_pairs(pairs, student, unwrap_model(teacher), example=example, weight=vid_weight),
+            self.teacher.model,
+            resolve_pairs(pairs, student, teacher, example=example, weight=vid_weight),
             example=example,
             teacher_inputs=self.renormalise,
         )
@@ -124,9 +124,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
                 ", ".join(f"{name} * {weight}" for name, weight in distiller.weights.items()),
             )
 
-    def _resolve_teacher(
-        self, teacher: Any, path: str | None, student: Any
-    ) -> DistillationTeacher:
+    def _resolve_teacher(self, teacher: Any, path: str | None, student: Any) -> DistillationTeacher:
         if path is not None:
             teacher = load_teacher(teacher, path, student).to(self.device, self.dtype)
         if not isinstance(teacher, DistillationTeacher):
@@ -219,12 +217,14 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
                 f"one of {saved}. Resume with the pairs and the teacher of that run. ({error})"
             ) from error
 
-    def get_clip_parameters(self, exclude_head: bool = False) -> Iterator[nn.Parameter]:
-        """Yields the student's parameters, without its last layer's if so asked, and the heads'."""
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Returns the student's parameters, all or all but its last layer's, and the heads'."""
         trainable = unwrap_model(self.trainable_module)
         of_student = list(trainable.student.parameters())
-        yield from of_student[:-2] if exclude_head else of_student
-        yield from trainable.distiller.parameters()
+        return [
+            *(of_student[:-2] if exclude_head else of_student),
+            *trainable.distiller.parameters(),
+        ]
 
     def _trainable(self, module: nn.Module | None, ema: bool) -> VIDTrainableModule | None:
         module = module if module is not None else self.get_trainable_module(ema=ema)
