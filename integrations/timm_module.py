@@ -1,9 +1,10 @@
 """What timm's engine trains: student and heads as one module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from timm.models import group_parameters
+from torch import Tensor
 
 from vid_loss import DistillationModel
 
@@ -24,3 +25,18 @@ class VIDTrainableModule(DistillationModel):
         layers = group_parameters(student, student.group_matcher(coarse=coarse), reverse=True)
         last = max(layers.values(), default=0)
         return lambda name: layers.get(name.removeprefix("student."), last)
+
+    def load_heads(self, state: Mapping[str, Tensor], *, strict: bool) -> None:
+        """Loads the ``state_dict`` of another run's heads and variances.
+
+        Raises:
+            RuntimeError: if it is of other pairs, or of other features.
+        """
+        try:
+            self.distiller.losses.load_state_dict(state, strict=strict)
+        except RuntimeError as error:
+            saved = sorted({key.split(".")[0].replace("/", ".") for key in state})
+            raise RuntimeError(
+                f"VIDTask: expected a checkpoint of pairs {list(self.distiller.pairs)}; got one "
+                f"of {saved}. Resume with the pairs and the teacher of that run. ({error})"
+            ) from error

@@ -49,14 +49,13 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     the student's checkpoint free of heads. The loss is :math:`w_{task} L_S + w_{distill} \sum_k
     \lambda_k (-\log q(t_k|s_k))`, equation (2) of the paper with timm's two weights around it.
 
-    Weights follow timm: with ``distill_loss_weight`` the two are independent and the task's is 1
-    if None; with ``task_loss_weight`` alone the distillation has ``1 - task_loss_weight``; with
-    neither both are 1.
+    Both weights are 1 if None, but ``task_loss_weight`` alone gives the rest, ``1 -
+    task_loss_weight``, to the distillation.
 
     Args:
         student_model: the timm model that is trained.
-        teacher_model: a model, a ``DistillationTeacher``, or a name, whose pretrained weights timm
-            then asks the hub for unless there is a ``teacher_pretrained_path``.
+        teacher_model: a model, a ``DistillationTeacher``, or a name, whose weights timm asks the
+            hub for unless there is a ``teacher_pretrained_path``.
         criterion: the task loss; cross-entropy if None.
         teacher_pretrained_path: a local checkpoint for the teacher that is named.
         pairs: a dict of student layer to teacher layer, or a list of :class:`~vid_loss.Pair`.
@@ -71,8 +70,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         verbose: log the pairs and weights.
 
     Raises:
-        TypeError: if the teacher is of another type.
-        ValueError: if pairs, layers or features do not fit; the message names them.
+        TypeError, ValueError: if teacher, pairs or features do not fit; the message names them.
 
     Example:
         >>> student, teacher = timm.create_model("test_resnet"), timm.create_model("resnet10t")
@@ -144,9 +142,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         return self
 
     def prepare_distributed(
-        self,
-        device_ids: list[Any] | None = None,
-        **ddp_kwargs: Any,
+        self, device_ids: list[Any] | None = None, **ddp_kwargs: Any
     ) -> "VIDTask":
         """Wraps student and heads in DistributedDataParallel; the teacher stays as it is.
 
@@ -207,24 +203,14 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         trainable = self._trainable(module, ema)
         if trainable is None:
             raise RuntimeError("VIDTask: expected an EMA to load into. Call setup_ema() first.")
-        losses = trainable.distiller.losses
-        try:
-            losses.load_state_dict(state["vid"], strict=strict)
-        except RuntimeError as error:
-            saved = sorted({key.split(".")[0].replace("/", ".") for key in state["vid"]})
-            raise RuntimeError(
-                f"VIDTask: expected a checkpoint of pairs {list(trainable.distiller.pairs)}; got "
-                f"one of {saved}. Resume with the pairs and the teacher of that run. ({error})"
-            ) from error
+        trainable.load_heads(state["vid"], strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Returns the student's parameters, all or all but its last layer's, and the heads'."""
         trainable = unwrap_model(self.trainable_module)
         of_student = list(trainable.student.parameters())
-        return [
-            *(of_student[:-2] if exclude_head else of_student),
-            *trainable.distiller.parameters(),
-        ]
+        of_student = of_student[:-2] if exclude_head else of_student
+        return of_student + list(trainable.distiller.parameters())
 
     def _trainable(self, module: nn.Module | None, ema: bool) -> VIDTrainableModule | None:
         module = module if module is not None else self.get_trainable_module(ema=ema)
@@ -239,13 +225,16 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
         Returns:
             ``loss``, ``output`` (the student's logits), ``task_loss``, ``vid_loss`` (the weighted
-            sum over pairs, before ``distill_loss_weight``) and each pair's value under its name.
+            sum over pairs, before ``distill_loss_weight``; 0 in evaluation) and, while training,
+            each pair's value under its name.
         """
         output, vid_loss = self.trainable_module(input)
         task_loss = self.criterion(output, target)
         distiller = unwrap_model(self.trainable_module).distiller
+        # In evaluation nothing is transferred, and the terms are those of an earlier batch.
+        terms = distiller.terms if vid_loss.requires_grad else {}
         return {
-            **distiller.terms,
+            **terms,
             "loss": self.task_loss_weight * task_loss + self.distill_loss_weight * vid_loss,
             "output": output,
             "task_loss": task_loss,

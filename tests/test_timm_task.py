@@ -66,6 +66,14 @@ def test_result_has_loss_output_and_each_pair():
     assert not result["layer3->layer3"].requires_grad
 
 
+def test_evaluation_has_the_task_loss_alone():
+    task = _task()
+    task(*_batch())
+    result = task.eval()(*_batch())
+    assert sorted(result) == ["loss", "output", "task_loss", "vid_loss"]
+    assert_close(result["loss"], result["task_loss"])
+
+
 def test_gradient_reaches_student_and_heads_and_never_the_teacher():
     task = _task()
     task(*_batch())["loss"].backward()
@@ -102,6 +110,16 @@ def test_vid_weight_is_for_pairs_without_one():
 def test_any_pair_of_the_core_works():
     task = _task(pairs=[Pair("layer4", "layer4"), Pair("fc", "fc", loss=KDLoss())])
     assert "fc->fc KDLoss" in task(*_batch())
+
+
+def test_nhwc_student_learns_from_an_nchw_teacher():
+    options = {"embed_dim": 8, "depths": (1, 1, 1), "num_heads": (1, 1, 2), "img_size": 56}
+    student = _model("swin_tiny_patch4_window7_224", **options)
+    task = VIDTask(student, _model(seed=9), verbose=False)
+    images = torch.randn(2, 3, 56, 56)
+    task(images, torch.tensor([0, 1]))["loss"].backward()
+    losses = task.get_trainable_module().distiller.losses
+    assert [loss.student_channels for loss in losses.values()] == [8, 16, 32]
 
 
 def test_teacher_stays_in_eval_and_unchanged():

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 ARGUMENTS = """
---device cpu --workers 0 --no-prefetcher --model test_resnet --num-classes 10 --img-size 32
+--device cpu --workers 1 --no-prefetcher --model test_resnet --num-classes 10 --img-size 32
 -b 32 --lr 0.05 --warmup-epochs 0 --amp --amp-dtype bfloat16 --model-ema --model-ema-decay 0.9
 --grad-accum-steps 2 --clip-grad 1.0 --kd-distill-type vid --kd-model-name resnet10t
 --vid-pair layer3=layer3 --vid-pair layer4=layer4
