@@ -91,27 +91,24 @@ def resolve_pairs(
         pairs = match_by_reduction(student, teacher)
     elif isinstance(pairs, Mapping):
         pairs = [Pair(*layers) for layers in pairs.items()]
+    if not all(isinstance(pair, Pair) for pair in pairs):
+        return list(pairs)  # Distiller says what is wrong with them
     with undisturbed(student, teacher):
         students = _shapes(student, [pair.student for pair in pairs], example, "student")
         teachers = _shapes(teacher, [pair.teacher for pair in pairs], example, "teacher")
     resolved = []
     for pair in pairs:
-        # A transform's result may have its channels anywhere.
-        dims = (
-            None
-            if pair.student_transform
-            else channel_dim(student, pair.student, students[pair.student]),
-            None
-            if pair.teacher_transform
-            else channel_dim(teacher, pair.teacher, teachers[pair.teacher]),
-        )
-        resolved.append(
-            replace(
-                pair,
-                weight=weight if pair.weight is None else pair.weight,
-                channel_dim=dims if pair.channel_dim is None else pair.channel_dim,
+        dims = pair.channel_dim
+        if dims is None:
+            # A transform's result may have its channels anywhere.
+            of_student = channel_dim(student, pair.student, students[pair.student])
+            of_teacher = channel_dim(teacher, pair.teacher, teachers[pair.teacher])
+            dims = (
+                None if pair.student_transform else of_student,
+                None if pair.teacher_transform else of_teacher,
             )
-        )
+        pair_weight = weight if pair.weight is None else pair.weight
+        resolved.append(replace(pair, weight=pair_weight, channel_dim=dims))
     return resolved
 
 

@@ -406,6 +406,13 @@ def test_unknown_layer_lists_the_closest():
         _task(pairs={"layer4": "layer9"})
 
 
+def test_pairs_of_another_type_are_refused():
+    with pytest.raises(
+        TypeError, match="a dict of student layer to teacher layer or a list of Pair"
+    ):
+        _task(pairs=["layer4"])
+
+
 def test_old_timm_is_refused(monkeypatch):
     monkeypatch.delitem(sys.modules, "vid_loss.integrations.timm_task")
     monkeypatch.delattr(timm.task.TrainingTask, "get_task_state")
