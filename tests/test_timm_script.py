@@ -13,6 +13,10 @@ timm = pytest.importorskip("timm")
 pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
 
 from vid_loss.integrations import timm_patch  # noqa: E402  # after the skip
+from vid_loss.integrations.timm_arguments import (  # noqa: E402  # after the skip
+    add_vid_arguments,
+    vid_task,
+)
 from vid_loss.integrations.timm_script import main, patch, run  # noqa: E402  # after the skip
 
 SCRIPT = Path(__file__).with_name("train_like_timm.py")
@@ -225,6 +229,20 @@ def test_script_without_vid_is_what_it_was(script, tmp_path, run_here):
 def test_wrong_arguments_are_named(script, tmp_path, run_here, arguments, message):
     with pytest.raises(ValueError, match=message):
         run_here(script, *arguments, "--output", tmp_path)
+
+
+def test_task_evaluates_as_the_plain_one_would(teacher):
+    plain = timm.task.ClassificationTask(timm.create_model("test_resnet"), verbose=False)
+    plain.create_evaluator = object()  # newer ones have it; multi-label has its own
+    parser = argparse.ArgumentParser()
+    for name in ("--kd-distill-type", "--kd-model-name", "--distill-loss-weight"):
+        parser.add_argument(name)
+    parser.add_argument("--task-loss-weight", type=float)
+    add_vid_arguments(parser)
+    args = parser.parse_args([*VID, "--vid-teacher-checkpoint", str(teacher)])
+    task = vid_task(args, plain)
+    assert task.create_evaluator is plain.create_evaluator
+    assert task.criterion is plain.criterion
 
 
 def test_command_line_runs_before_timm_is_imported(script):
