@@ -242,8 +242,8 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         # What to(), cuda() and half() are made of. The teacher is no submodule, so it is told.
-        self._teacher.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        self._teacher.move(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
 
