@@ -16,6 +16,7 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     set_seed,
 )
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -64,9 +65,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("output", type=Path)
     parser.add_argument("--kill-at-step", type=int, default=0)
     parser.add_argument("--kill-in-save", type=int, default=0)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
     return parser.parse_args()
@@ -79,7 +77,6 @@ def main() -> None:
     accelerator = Accelerator(
         cpu=True,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
-        gradient_accumulation_steps=arguments.accumulation,
     )
     if arguments.fsdp:
         use_fsdp2_on_cpu(accelerator)
@@ -106,25 +103,26 @@ def main() -> None:
         distiller,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS),
-        train_loader=DataLoader(
-            samples(arguments.samples, 1), arguments.batch_size, shuffle=True
-        ),
+        train_loader=DataLoader(samples(32, 1), 8, shuffle=True),
         validation_loader=DataLoader(samples(13, 2), 8),
         epochs=EPOCHS,
         output=arguments.output,
         task_loss=task_loss,
         max_grad_norm=1.0,
     )
-    heads = {name: p for name, p in distiller.state_dict().items()}
     if not arguments.fsdp:
-        index = accelerator.process_index
         torch.save(
-            {"student": student.state_dict(), "heads": heads, "history": progress.history},
-            arguments.output / f"end-{index}.pt",
+            {
+                "student": student.state_dict(),
+                "heads": distiller.state_dict(),
+                "history": progress.history,
+            },
+            arguments.output / f"end-{accelerator.process_index}.pt",
         )
-    test = samples(21, 3)
-    loader = accelerator.prepare(DataLoader(test, 8))
-    accuracy = accelerate_loop.evaluate(accelerator, student.to(accelerator.device), loader)
+    exported = net(8, 3)
+    exported.load_state_dict(load_file(arguments.output / "last.safetensors"))
+    loader = accelerator.prepare(DataLoader(samples(21, 3), 8))
+    accuracy = accelerate_loop.evaluate(accelerator, exported, loader)
     accelerator.print(f"accuracy {accuracy.correct} of {accuracy.total}")
     accelerator.end_training()
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,22 @@ CHILD = Path(__file__).with_name("loop_child.py")
 KILLED = -9
 
 
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Accelerate's state outlives an Accelerator, and its settings with it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_accelerator(**options) -> Accelerator:
+    config = DataLoaderConfiguration(use_seedable_sampler=True)
+    return Accelerator(cpu=True, dataloader_config=config, **options)
+
+
 @pytest.fixture
 def accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = DataLoaderConfiguration(use_seedable_sampler=True)
-    yield Accelerator(cpu=True, dataloader_config=config)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make_accelerator()
 
 
 def net(width: int, classes: int) -> nn.Sequential:
@@ -67,16 +78,15 @@ def run(accelerator, output, *, transfer=True, epochs=2, heads=True, **options) 
 
 def launch(output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess:
     command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--cpu"]
-        command += ["--num_processes", str(processes), "--num_machines", "1"]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    if processes > 1:  # accelerate launch starts one process on CPU, unless there is MPI
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(processes)]
     return subprocess.run(
         [*command, str(CHILD), str(output), *options],
         capture_output=True,
         text=True,
         timeout=180,
-        env={**__import__("os").environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -192,35 +202,35 @@ def test_heads_outside_the_optimizer_are_refused(accelerator, tmp_path):
 
 
 def test_a_sampler_that_cannot_resume_is_refused(tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(ValueError, match="use_seedable_sampler=True"):
         run(Accelerator(cpu=True), tmp_path)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_mixed_precision_trains_heads_in_float32(tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = DataLoaderConfiguration(use_seedable_sampler=True)
-    bf16 = Accelerator(cpu=True, mixed_precision="bf16", dataloader_config=config)
+    bf16 = make_accelerator(mixed_precision="bf16")
     progress, _, distiller = run(bf16, tmp_path)
     assert progress.history[1]["2:input->2"] < progress.history[0]["2:input->2"]
     assert {p.dtype for p in distiller.parameters()} == {torch.float32}
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_losses_reach_a_tracker(tmp_path):
     pytest.importorskip("tensorboard")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    config = DataLoaderConfiguration(use_seedable_sampler=True)
-    accelerator = Accelerator(
-        cpu=True, dataloader_config=config, log_with="tensorboard", project_dir=tmp_path
-    )
+    accelerator = make_accelerator(log_with="tensorboard", project_dir=tmp_path)
     accelerator.init_trackers("run")
     run(accelerator, tmp_path)
     accelerator.end_training()
     (events,) = (tmp_path / "run").glob("events*")
     assert b"2:input->2" in events.read_bytes()
-    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accumulated_batches_equal_one_batch(tmp_path):
+    ends = []
+    for batch_size, steps in ((16, 1), (8, 2)):
+        accelerator = make_accelerator(gradient_accumulation_steps=steps)
+        data = DataLoader(loader(32).dataset, batch_size, shuffle=True)
+        _, student, distiller = run(accelerator, tmp_path / str(steps), train_loader=data)
+        ends.append({**student.state_dict(), **distiller.state_dict()})
+    torch.testing.assert_close(ends[1], ends[0])
 
 
 def test_evaluation_counts_labelled_samples_only(accelerator):
@@ -232,49 +242,44 @@ def test_evaluation_counts_labelled_samples_only(accelerator):
     assert (accuracy.correct, accuracy.total) == (expected, 16)
 
 
-@pytest.mark.parametrize(
-    "kill",
-    [("--kill-at-step", "6"), ("--kill-in-save", "1"), ("--kill-in-save", "2")],
-    ids=["mid-epoch", "first save", "second save"],
-)
-def test_a_killed_run_ends_where_the_whole_run_ends(tmp_path, kill, whole_run):
-    killed = launch(tmp_path, *kill)
-    assert killed.returncode == KILLED
-    checkpoints = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert checkpoints == {
-        "6": {"epoch-00001"},
-        "1": {"partial"},
-        "2": {"epoch-00001", "partial"},
-    }[kill[1]]
-    torch.testing.assert_close(finish(tmp_path), whole_run, rtol=0, atol=0)
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     return finish(tmp_path_factory.mktemp("whole"))
 
 
-def test_accumulated_batches_equal_one_batch(tmp_path):
-    options = ["--no-dropout", "--samples", "32"]
-    one = finish(tmp_path / "one", *options, "--batch-size", "16")
-    two = finish(tmp_path / "two", *options, "--batch-size", "8", "--accumulation", "2")
-    torch.testing.assert_close(two["student"], one["student"])
-    torch.testing.assert_close(two["heads"], one["heads"])
+@pytest.fixture(scope="module")
+def whole_run_without_dropout(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("without_dropout"), "--no-dropout")
 
 
-def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path):
-    one = finish(tmp_path / "one", "--no-dropout")
+@pytest.mark.parametrize(
+    ("kill", "left"),
+    [
+        (("--kill-at-step", "6"), {"epoch-00001"}),
+        (("--kill-in-save", "2"), {"epoch-00001", "partial"}),
+    ],
+    ids=["mid-epoch", "in a save"],
+)
+def test_a_killed_run_ends_where_the_whole_run_ends(tmp_path, whole_run, kill, left):
+    assert launch(tmp_path, *kill).returncode == KILLED
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == left
+    torch.testing.assert_close(finish(tmp_path), whole_run, rtol=0, atol=0)
+
+
+def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path, whole_run_without_dropout):
     two = finish(tmp_path / "two", "--no-dropout", processes=2)
-    torch.testing.assert_close(two, one)
+    torch.testing.assert_close(two, whole_run_without_dropout)
     killed = launch(tmp_path / "killed", "--no-dropout", "--kill-at-step", "6", processes=2)
     assert killed.returncode != 0
     resumed = finish(tmp_path / "killed", "--no-dropout", processes=2)
     torch.testing.assert_close(resumed, two, rtol=0, atol=0)
 
 
-def test_fsdp2_equals_one_process_and_exports_the_plain_student(tmp_path):
-    one = finish(tmp_path / "one", "--no-dropout")
-    done = launch(tmp_path / "fsdp", "--no-dropout", "--fsdp", processes=2)
+def test_fsdp2_equals_one_process_and_exports_the_plain_student(
+    tmp_path, whole_run_without_dropout
+):
+    done = launch(tmp_path, "--no-dropout", "--fsdp", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    exported = load_file(tmp_path / "fsdp" / "last.safetensors")
-    torch.testing.assert_close(exported, one["student"])
+    exported = load_file(tmp_path / "last.safetensors")
+    torch.testing.assert_close(exported, whole_run_without_dropout["student"])
+    assert "of 21" in done.stdout
