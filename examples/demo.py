@@ -1,8 +1,13 @@
-"""The programs without a download: digits 0 to 4 teach how to read 5 to 9.
+"""The programs without a download: a teacher of ten digits, a student of five of them.
 
 The images are the handwritten digits that scikit-learn carries (UCI, 8 x 8, 1797 of them). They
 are written to disk in the data set's own format, so that its real reader is what reads them. The
-teacher has seen the digits 0 to 4 only, and the student learns 5 to 9 only, from 5 images each.
+teacher has learnt 0 to 9 from the first half of the collection. The student learns 5 to 9 from
+the second half, by other writers, from 5 images each. So the label sets differ, and the teacher
+knows the student's classes among others, as ImageNet has birds and rooms.
+
+A teacher of 0 to 4 alone has nothing to teach here: linear classifiers of 5 to 9 did no better on
+its features than on those of a network with random weights.
 """
 
 import statistics
@@ -34,10 +39,10 @@ STUDENT = Settings(
     method="student",
     student="wrn-10-1",
     teacher="wrn-16-2",
-    teacher_classes=5,
+    teacher_classes=10,
     images_per_class=5,
     image_size=8,
-    epochs=100,
+    epochs=60,
     batch_size=20,
     workers=0,
 )
@@ -71,18 +76,18 @@ def run_demo(
         The results of each method.
     """
     data = {}
-    for owner, classes in (("teacher", range(5)), ("student", range(5, 10))):
+    for owner, digits in (("teacher", teacher_digits), ("student", student_digits)):
         folder = output / "data" / owner
         if accelerator.is_main_process and not folder.exists():
             partial = folder.with_name(owner + ".partial")
-            write(partial, _digits(classes))
+            write(partial, digits())
             partial.rename(folder)
         accelerator.wait_for_everyone()
         data[owner] = read(folder)
     teacher = run_method(
         accelerator, replace(TEACHER, seed=seed), data["teacher"], output / "teacher"
     )
-    accelerator.print(f"teacher on its own digits, 0 to 4: {teacher.test.percent:.1f} %")
+    accelerator.print(f"teacher, on its own test images: {teacher.test.percent:.1f} %")
     settings = replace(STUDENT, teacher_weights=output / "teacher" / "best.safetensors")
     results: dict[str, list[Result]] = {}
     for method in METHODS:
@@ -140,14 +145,17 @@ def _save(image: NDArray[np.float64], path: Path) -> None:
     Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
 
 
-def _digits(classes: Sequence[int]) -> Digits:
-    """The first half of each class is for training: the writers of the two halves differ."""
+def teacher_digits() -> Digits:
+    """Returns the first half of the collection, a fifth of it for the test."""
     images, labels = load_digits(return_X_y=True)
-    chosen: list[int] = []
-    is_train: list[bool] = []
-    for digit in classes:
-        indices = np.flatnonzero(labels == digit).tolist()
-        chosen += indices
-        is_train += [i < len(indices) // 2 for i in range(len(indices))]
-    own = [classes.index(int(labels[i])) for i in chosen]
-    return Digits(images[chosen].reshape(-1, 8, 8), own, is_train)
+    half = len(labels) // 2
+    is_train = [i < 0.8 * half for i in range(half)]
+    return Digits(images[:half].reshape(-1, 8, 8), labels[:half].tolist(), is_train)
+
+
+def student_digits() -> Digits:
+    """Returns 5 to 9 of the second half; the first half of these is for training."""
+    images, labels = load_digits(return_X_y=True)
+    chosen = [i for i in range(len(labels) // 2, len(labels)) if labels[i] >= 5]
+    is_train = [i < len(chosen) // 2 for i in range(len(chosen))]
+    return Digits(images[chosen].reshape(-1, 8, 8), (labels[chosen] - 5).tolist(), is_train)

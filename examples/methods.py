@@ -68,14 +68,10 @@ def matching_layers(student: str, teacher: str) -> Layers:
             f"matching_layers: expected as many stages in both; got {len(student_stages)} in "
             f"{student} and {len(teacher_stages)} in {teacher}. Pass --stages STUDENT=TEACHER ..."
         )
-    return Layers(
-        tuple(zip(student_stages, teacher_stages, strict=True)), (student_fc, teacher_fc)
-    )
+    return Layers(tuple(zip(student_stages, teacher_stages, strict=True)), (student_fc, teacher_fc))
 
 
-def pairs_of(
-    method: str, layers: Layers, weights: Mapping[str, float] | None = None
-) -> list[Pair]:
+def pairs_of(method: str, layers: Layers, weights: Mapping[str, float] | None = None) -> list[Pair]:
     """Returns the pairs of a method; none for those without a teacher.
 
     Args:
@@ -113,8 +109,7 @@ def _mi_l(layers: Layers, weight: float | None) -> list[Pair]:
 
 
 def _at(layers: Layers, weight: float | None) -> list[Pair]:
-    return [Pair(student, teacher, weight, ATLoss())
-            for student, teacher in layers.stages]
+    return [Pair(student, teacher, weight, ATLoss()) for student, teacher in layers.stages]
 
 
 def _fitnet(layers: Layers, weight: float | None) -> list[Pair]:

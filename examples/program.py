@@ -1,6 +1,7 @@
 """The command line of the programs of the paper's Table 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,14 @@ def main(data_set: DataSet) -> None:
         log_with=arguments.log_with,
         project_dir=arguments.output,
     )
-    accelerator.init_trackers(data_set.name)
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
+        print(
+            "One process: on CPU, accelerate launch --num_processes starts several with MPI only. "
+            f"Without: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 {' '.join(sys.argv)}",
+            file=sys.stderr,
+        )
+    if not arguments.demo:  # many runs, whose epochs a tracker would mix
+        accelerator.init_trackers(data_set.name)
     try:
         if arguments.demo:
             results = run_demo(

@@ -16,10 +16,10 @@ from splits import train_and_validation
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
+from vid_loss.integrations.accelerate_loop import Accuracy, evaluate, train
 from weights import imagenet_weights, load_weights, read_weights
 
 from vid_loss import Distiller
-from vid_loss.integrations.accelerate_loop import Accuracy, evaluate, train
 
 # torchvision's statistics of ImageNet, which the teacher was trained with.
 _NORMALISE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -8,16 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
-
-try:
-    from accelerate import Accelerator
-    from safetensors.torch import save_file
-except ImportError as error:
-    raise ImportError(
-        "The Accelerate loop needs accelerate, safetensors and tqdm: "
-        'pip install "vid-loss[accelerate]"'
-    ) from error
 
 _COMPLETE = re.compile(r"epoch-(\d+)")
 _LOOP_STATE = "loop.pt"
@@ -86,9 +79,9 @@ def export_student(accelerator: Accelerator, model: nn.Module, paths: Iterable[P
     if accelerator.is_main_process:
         # Tied weights are written twice: safetensors refuses tensors that share memory.
         student = {
-            name.removeprefix(prefix): tensor.detach().cpu().clone(
-                memory_format=torch.contiguous_format
-            )
+            name.removeprefix(prefix): tensor.detach()
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
             for name, tensor in state.items()
             if name.startswith(prefix)
         }

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from vid_loss import DistillationModel, Distiller
 from vid_loss.subsets import labelled_cross_entropy
 
-from .accelerate_checkpoints import export_student, load_checkpoint, save_checkpoint
-
 try:
     from accelerate import Accelerator
     from tqdm.auto import tqdm
+
+    from .accelerate_checkpoints import export_student, load_checkpoint, save_checkpoint
 except ImportError as error:
     raise ImportError(
         "The Accelerate loop needs accelerate, safetensors and tqdm: "
@@ -60,12 +60,10 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def record(self, epoch: Mapping[str, float]) -> None:
-        """Adds what one more epoch came to; of equally good epochs the last is the best.
-
-        A few validation images often tie, and the later epoch has been trained for longer.
-        """
+        """Adds what one more epoch came to."""
         self.epoch += 1
         self.history.append(dict(epoch))
+        # A few validation images often tie, and the later epoch has been trained for longer.
         if epoch["validation"] >= self.best_percent:
             self.best_epoch, self.best_percent = self.epoch, epoch["validation"]
 
@@ -134,25 +132,29 @@ def train(
         )
     if distiller is not None:
         distiller.to(accelerator.device)  # and the teacher, which no engine knows of
-    model: nn.Module = _Alone(student) if distiller is None else DistillationModel(student, distiller)
-    model, optimizer, train_loader, validation_loader = accelerator.prepare(
-        model, optimizer, train_loader, validation_loader
+    model, optimizer, batches, validation_batches = accelerator.prepare(
+        _Alone(student) if distiller is None else DistillationModel(student, distiller),
+        optimizer,
+        train_loader,
+        validation_loader,
     )
     progress = _resume(accelerator, schedule, output)
-    with _progress_bar(accelerator, progress.epoch, epochs, len(train_loader)) as bar:
+    steps, hidden = len(batches), not accelerator.is_main_process
+    with tqdm(
+        initial=progress.epoch * steps, total=epochs * steps, leave=False, disable=hidden
+    ) as bar:
         for epoch in range(progress.epoch, epochs):
-            train_loader.set_epoch(epoch)
+            batches.set_epoch(epoch)
             means = _Means()
-            steps = _train_steps(
-                accelerator, model, optimizer, train_loader, task_loss, max_grad_norm
-            )
-            for task in steps:
+            for task in _train_steps(
+                accelerator, model, optimizer, batches, task_loss, max_grad_norm
+            ):
                 means.add({"task": task, **(distiller.terms if distiller else {})})
                 bar.update()
                 if bar.n % _STEPS_BETWEEN_DISPLAYS == 0:
                     bar.set_postfix(means.last())
             schedule.step()
-            validation = evaluate(accelerator, model, validation_loader).percent
+            validation = evaluate(accelerator, model, validation_batches).percent
             losses = means.over_processes(accelerator)
             progress.record({**losses, "validation": validation})
             accelerator.log(progress.history[-1], step=progress.epoch)
@@ -226,16 +228,6 @@ class _Means:
         stacked = torch.stack([value.to(accelerator.device) for value in self.sums.values()])
         means = accelerator.reduce(stacked / self.count, "mean").tolist()
         return dict(zip(self.sums, means, strict=True))
-
-
-def _progress_bar(accelerator: Accelerator, done: int, epochs: int, steps: int) -> Any:
-    return tqdm(
-        initial=done * steps,
-        total=epochs * steps,
-        unit="step",
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
 
 
 def _resume(accelerator: Accelerator, schedule: LRScheduler, output: Path) -> Progress:

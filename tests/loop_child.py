@@ -19,9 +19,9 @@ from accelerate.utils import (
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from vid_loss.integrations import accelerate_loop
 
 from vid_loss import Distiller, VIDLoss
-from vid_loss.integrations import accelerate_loop
 from vid_loss.pairs import Pair
 
 EPOCHS = 3

@@ -1,4 +1,6 @@
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from vid_loss import Distiller, Pair, VIDLoss
-from vid_loss.subsets import labelled_cross_entropy
+from vid_loss import Distiller, Pair
 
 pytest.importorskip("accelerate", reason="needs the accelerate extra")
 pytest.importorskip("safetensors", reason="needs the accelerate extra")
@@ -18,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file
-
 from vid_loss.integrations.accelerate_loop import Progress, evaluate, train
 
 CHILD = Path(__file__).with_name("loop_child.py")
@@ -103,7 +103,7 @@ def finish(output: Path, *options: str, processes: int = 1) -> dict:
 
 def test_training_moves_student_and_heads_and_records_every_epoch(accelerator, tmp_path):
     before = net_parameters_at_start()
-    progress, student, distiller = run(accelerator, tmp_path)
+    progress, student, _ = run(accelerator, tmp_path)
     assert progress.epoch == 2
     assert [set(epoch) for epoch in progress.history] == [{"task", "2:input->2", "validation"}] * 2
     assert progress.history[1]["2:input->2"] < progress.history[0]["2:input->2"]
@@ -204,6 +204,13 @@ def test_heads_outside_the_optimizer_are_refused(accelerator, tmp_path):
 def test_a_sampler_that_cannot_resume_is_refused(tmp_path):
     with pytest.raises(ValueError, match="use_seedable_sampler=True"):
         run(Accelerator(cpu=True), tmp_path)
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.delitem(sys.modules, "vid_loss.integrations.accelerate_loop")
+    with pytest.raises(ImportError, match=re.escape('pip install "vid-loss[accelerate]"')):
+        importlib.import_module("vid_loss.integrations.accelerate_loop")
 
 
 def test_mixed_precision_trains_heads_in_float32(tmp_path):

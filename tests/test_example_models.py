@@ -48,16 +48,20 @@ def test_wide_resnets_end_their_groups_at_32_16_and_8(name, width):
 
 def test_vgg9_has_eight_convolutions_five_pools_and_one_linear_layer():
     modules = list(build_model("vgg9", 200).modules())
-    counts = {kind: sum(isinstance(m, kind) for m in modules)
-              for kind in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)}
+    counts = {
+        kind: sum(isinstance(m, kind) for m in modules)
+        for kind in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)
+    }
     assert list(counts.values()) == [8, 8, 5, 1]
 
 
 @pytest.mark.parametrize("student", ["resnet18", "vgg9"])
 def test_paired_stages_have_one_size_at_224(student):
     layers = matching_layers(student, "resnet34")
-    ends = [shapes(build_model(name, 10), [pair[i] for pair in layers.stages], 224)
-            for i, name in enumerate((student, "resnet34"))]
+    ends = [
+        shapes(build_model(name, 10), [pair[i] for pair in layers.stages], 224)
+        for i, name in enumerate((student, "resnet34"))
+    ]
     assert [x[1:] for x in ends[0]] == [(56, 56), (28, 28), (14, 14), (7, 7)]
     assert [x[1:] for x in ends[1]] == [x[1:] for x in ends[0]]
 
@@ -104,7 +108,7 @@ def test_unknown_terms_are_refused(method, given, message):
 
 
 def test_other_families_need_named_layers():
-    with pytest.raises(ValueError, match="got 'vit_b_16'. Pass --stages"):
+    with pytest.raises(ValueError, match=r"got 'vit_b_16'\. Pass --stages"):
         matching_layers("resnet18", "vit_b_16")
     with pytest.raises(ValueError, match="3 in wrn-16-1 and 4 in resnet34"):
         matching_layers("wrn-16-1", "resnet34")
