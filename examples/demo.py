@@ -3,8 +3,8 @@
 The images are the handwritten digits that scikit-learn carries (UCI, 8 x 8, 1797 of them). They
 are written to disk in the data set's own format, so that its real reader is what reads them. The
 teacher has learnt 0 to 9 from the first half of the collection. The student learns 5 to 9 from
-the second half, by other writers, from 5 images each. So the label sets differ, and the teacher
-knows the student's classes among others, as ImageNet has birds and rooms.
+the second half, by other writers, from 2 images each, 1 of them for validation. So the label sets
+differ, and the teacher knows the student's classes among others, as ImageNet has birds and rooms.
 
 A teacher of 0 to 4 alone has nothing to teach here: linear classifiers of 5 to 9 did no better on
 its features than on those of a network with random weights.
@@ -26,6 +26,9 @@ from transfer import Result, Settings, run_method
 
 METHODS = ("student", "mi-l", "mi-i", "mi-l+mi-i")
 SEEDS = (0, 1, 2)
+# Chosen with three other seeds on images of the training half that those runs did not draw: MI-L's
+# default of 10 beside MI-I came to 70.9 %, this to 79.5 %. The others have their defaults.
+WEIGHTS_OF = {"mi-l+mi-i": {"mi-l": 1.0}}
 
 TEACHER = Settings(
     method="student",
@@ -40,10 +43,10 @@ STUDENT = Settings(
     student="wrn-10-1",
     teacher="wrn-16-2",
     teacher_classes=10,
-    images_per_class=5,
+    images_per_class=2,
     image_size=8,
-    epochs=60,
-    batch_size=20,
+    epochs=100,
+    batch_size=8,
     workers=0,
 )
 
@@ -92,7 +95,8 @@ def run_demo(
     results: dict[str, list[Result]] = {}
     for method in METHODS:
         for run_seed in (seed + offset for offset in SEEDS):
-            run = replace(settings, method=method, seed=run_seed)
+            weights_of = WEIGHTS_OF.get(method, {})
+            run = replace(settings, method=method, weights_of=weights_of, seed=run_seed)
             folder = output / f"{method}-seed{run_seed}"
             result = run_method(accelerator, run, data["student"], folder)
             results.setdefault(method, []).append(result)

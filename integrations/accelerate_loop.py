@@ -114,7 +114,7 @@ def train(
         validation_loader: the same for what the best epoch is chosen on.
         epochs: how many epochs there are in all.
         output: folder of the run, on storage that every process sees.
-        task_loss: of the student's output and the labels, the mean over the batch.
+        task_loss: of the student's output and the labels.
         max_grad_norm: clips the gradient of student and heads together to this norm.
 
     Returns:
@@ -126,9 +126,8 @@ def train(
     """
     if not accelerator.use_seedable_sampler:
         raise ValueError(
-            "train, accelerator: expected a sampler whose order can be resumed; got "
-            "use_seedable_sampler=False. Build it with Accelerator(dataloader_config="
-            "DataLoaderConfiguration(use_seedable_sampler=True))."
+            "train, accelerator: expected an order of samples that resumes; got another. Pass "
+            "Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))."
         )
     if distiller is not None:
         distiller.to(accelerator.device)  # and the teacher, which no engine knows of
@@ -231,8 +230,7 @@ class _Means:
 
 
 def _resume(accelerator: Accelerator, schedule: LRScheduler, output: Path) -> Progress:
-    state = load_checkpoint(accelerator, output / "checkpoints")
-    if state is None:
+    if (state := load_checkpoint(accelerator, output / "checkpoints")) is None:
         return Progress()
     schedule.load_state_dict(state["schedule"])
     return Progress(**state["progress"])
