@@ -1,0 +1,39 @@
+"""CUB-200-2011 in the paper's Table 2: few images of birds, and a teacher that knows ImageNet.
+
+Run ``accelerate launch examples/cub.py --demo`` for the same program without a download.
+"""
+
+from pathlib import Path
+
+from archives import download, unpack
+from demo import write_cub
+from image_folders import read_cub
+from program import DataSet, main
+
+URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+DIGEST = "md5:97eceeb196236b17998738112f37df78"
+
+
+def fetch(folder: Path) -> None:
+    """Downloads and unpacks the data set."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    archive = folder.parent / "CUB_200_2011.tgz"
+    if not folder.exists():
+        download(URL, archive, DIGEST)
+        unpack(archive, "CUB_200_2011", folder)
+
+
+if __name__ == "__main__":
+    main(
+        DataSet(
+            name="cub",
+            folder=Path("data/CUB_200_2011"),
+            read=read_cub,
+            download=fetch,
+            instructions=(
+                f"Fetch {URL} (1.1 GB, {DIGEST}), unpack it, and pass the folder that has "
+                "images.txt in it: --data .../CUB_200_2011. With a network, --download does that."
+            ),
+            write=write_cub,
+        )
+    )

@@ -1,0 +1,44 @@
+"""MIT-67 in the paper's Table 2: few images of rooms, and a teacher that knows ImageNet.
+
+Run ``accelerate launch examples/mit67.py --demo`` for the same program without a download.
+"""
+
+from pathlib import Path
+
+from archives import download, unpack
+from demo import write_mit67
+from image_folders import read_mit67
+from program import DataSet, main
+
+URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"
+# Its authors publish no digest. This is what the dataset package vipy has of it.
+DIGEST = "sha1:0b252516e746ba428b96af408d2e8162d9b08ac5"
+LISTS = "http://web.mit.edu/torralba/www/"
+
+
+def fetch(folder: Path) -> None:
+    """Downloads the two lists and the images, and unpacks these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("TrainImages.txt", "TestImages.txt"):
+        download(LISTS + name, folder / name)
+    if not (folder / "Images").exists():
+        archive = folder / "indoorCVPR_09.tar"
+        download(URL, archive, DIGEST)
+        unpack(archive, "Images", folder / "Images")
+
+
+if __name__ == "__main__":
+    main(
+        DataSet(
+            name="mit67",
+            folder=Path("data/MIT-67"),
+            read=read_mit67,
+            download=fetch,
+            instructions=(
+                f"Fetch {URL} (2.4 GB), {LISTS}TrainImages.txt and {LISTS}TestImages.txt, unpack "
+                "the archive beside the lists, and pass that folder, with Images/ in it: --data "
+                "PATH. With a network, --download does that."
+            ),
+            write=write_mit67,
+        )
+    )

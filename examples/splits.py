@@ -1,0 +1,47 @@
+"""N images a class, a fifth of them held out for validation."""
+
+from collections.abc import Sequence
+
+import torch
+
+from vid_loss.subsets import images_per_class
+
+
+def train_and_validation(
+    labels: Sequence[int], n: int | None, *, seed: int, held_out: float = 0.2
+) -> tuple[list[int], list[int]]:
+    """Draws what a student is trained on, and holds a part of it out.
+
+    The paper's N images a class are what is provided for training, and 20 % of that is for
+    validation: of 5 images a class, 4 are trained on and 1 chooses the epoch.
+
+    Args:
+        labels: the class of each image.
+        n: how many images a class; None is all.
+        seed: of the draw.
+        held_out: the part of each class for validation; one image at least.
+
+    Returns:
+        The indices for training and those for validation, both in ascending order.
+
+    Raises:
+        ValueError: if a class has fewer than n images, or only one.
+    """
+    drawn = range(len(labels)) if n is None else images_per_class(labels, n, seed=seed)
+    by_class: dict[int, list[int]] = {}
+    for index in drawn:
+        by_class.setdefault(labels[index], []).append(index)
+    generator = torch.Generator().manual_seed(seed)
+    train: list[int] = []
+    validation: list[int] = []
+    for label, indices in sorted(by_class.items()):
+        count = max(1, round(held_out * len(indices)))
+        if count == len(indices):
+            raise ValueError(
+                f"train_and_validation, n: expected two images of class {label}, one of them for "
+                "validation; got one. Ask for more images a class."
+            )
+        order = torch.randperm(len(indices), generator=generator).tolist()
+        validation += [indices[i] for i in order[:count]]
+        train += [indices[i] for i in order[count:]]
+    return sorted(train), sorted(validation)
