@@ -1,11 +1,11 @@
 """What test_hf_distributed.py runs in each of its processes.
 
-Usage: python _hf_ranks.py FOLDER OUTPUT JSON, where JSON holds the options of TrainingArguments and
-"fsdp", "export", "resume".
+They are forked from a server that has imported this file: importing transformers takes longer than
+all the runs together. ``accelerate launch --cpu`` would start one process without MPI.
 """
 
-import json
-import sys
+import os
+import traceback
 from pathlib import Path
 
 import torch
@@ -13,9 +13,9 @@ from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged, sentences
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from vid_loss.integrations.hf_trainer import VIDTrainer
 
 from vid_loss import Pair
-from vid_loss.integrations.hf_trainer import VIDTrainer
 
 
 def pretend_fsdp(**options):
@@ -32,28 +32,37 @@ def pretend_fsdp(**options):
     Accelerator.__init__ = init
 
 
-def main(folder, output, options):
+def main(rank, processes, port, folder, output, options):
+    """One rank: torchrun's environment, then a user's script."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    if processes > 1:
+        os.environ.update({key: str(value) for key, value in {**ranks, **address}.items()})
     torch.set_num_threads(1)
-    fsdp, resume = options.pop("fsdp", None), options.pop("resume", None)
+    try:
+        train(rank, Path(folder), Path(output), **options)
+    except BaseException:
+        (Path(output) / f"rank{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def train(rank, folder, output, fsdp=None, resume=None, **options):
     if fsdp:
         pretend_fsdp(**fsdp)
     trainer = VIDTrainer(
         llama(),
-        arguments(folder, optim="sgd", dataloader_drop_last=True, **options),
+        arguments(folder, optim="sgd", **options),
         train_dataset=sentences(),
         teacher=llama_teacher(),
         pairs=[Pair(*next(iter(LLAMA_PAIR.items())), weight=1.0)],
     )
     trainer.train(resume_from_checkpoint=resume)
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     state = {
-        name: getattr(x, "full_tensor", lambda x=x: x)().cpu().clone()
-        for name, x in model.state_dict().items()
+        name: (x.full_tensor() if hasattr(x, "full_tensor") else x).cpu().clone()
+        for name, x in trainer.model.state_dict().items()
     }
     logs = {key: logged(trainer, key) for key in ("loss", "task_loss", "transfer_loss")}
-    rank = trainer.args.process_index
-    torch.save({"state": state, "logs": logs}, Path(output) / f"rank{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
+    torch.save({"state": state, "logs": logs}, output / f"rank{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

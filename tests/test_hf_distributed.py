@@ -1,10 +1,7 @@
 """Two processes on CPU against one with the joined batch."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
+import socket
 
 import pytest
 import torch
@@ -12,33 +9,36 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import _hf_ranks
 from _hf import llama
 from transformers import LlamaForCausalLM
-
 from vid_loss.integrations.hf_checkpoint import export_student
 
-SCRIPT = Path(__file__).with_name("_hf_ranks.py")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["_hf_ranks"])
 SHARDED = {"reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"}
 
 
 def run(folder, processes, **options):
-    """Runs the script under accelerate launch and returns what each rank has seen."""
-    output = folder / f"out-{processes}-{len(list(folder.iterdir()))}"
+    """Trains in that many processes and returns what each rank has seen."""
+    output = folder / f"out{len(list(folder.iterdir()))}"
     output.mkdir()
-    launch = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launch += ["--main_process_port=0"] if processes > 1 else []
-    command = [sys.executable, *launch, str(SCRIPT), str(folder / "run"), str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, json.dumps(options)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [
+        CONTEXT.Process(
+            target=_hf_ranks.main, args=(rank, processes, port, folder / "run", output, options)
+        )
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=100)
+        worker.kill()
+    errors = "".join(path.read_text() for path in output.glob("*.txt"))
+    assert [worker.exitcode for worker in workers] == [0] * processes, errors
     return [torch.load(output / f"rank{rank}.pt") for rank in range(processes)]
 
 
