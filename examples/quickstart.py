@@ -180,7 +180,7 @@ def main() -> None:
     for method, seed in tqdm(runs, desc="students", unit="run"):
         few = images_per_class(train_set.tensors[1], args.images_per_class, seed=seed)
         torch.manual_seed(seed)
-        student = DigitNet(width=8, depth=1).to(device)
+        student = DigitNet(width=12, depth=2).to(device)
         few_set = Subset(train_set, few)
         curve = train(student, few_set, val_set, args.epochs, device, teacher, METHODS[method])
         curves[method].append(curve)

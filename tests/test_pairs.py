@@ -19,7 +19,7 @@ from vid_loss import ATLoss, FitNetLoss, KDLoss, Pair, VIDLoss
     ],
 )
 def test_names_tell_layers_and_loss(pair, name):
-    assert pair.name == name
+    assert pair.label == name
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

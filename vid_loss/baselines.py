@@ -199,6 +199,9 @@ class ATLoss(nn.Module):
 
     default_weight = 1000.0
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         """Returns the mean squared distance of the two normalised attention maps.
 

@@ -73,13 +73,10 @@ def to_layout(feature: Tensor, channel_dim: int | None) -> Tensor:
         A view of shape ``(N, C)``, ``(N, L, C)``, ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
 
     Raises:
-        ValueError: if the shape fits no layout, has no such dimension, or looks like NHWC
-            while ``channel_dim`` is None.
+        ValueError: if the shape fits no layout or has no such dimension.
     """
     kind = kind_of(feature.shape)
     if channel_dim is None:
-        if kind == "map":
-            _refuse_unmarked_nhwc(feature.shape)
         return feature
     if not (-feature.ndim < channel_dim < feature.ndim and channel_dim != 0):
         raise ValueError(
@@ -93,10 +90,13 @@ def to_layout(feature: Tensor, channel_dim: int | None) -> Tensor:
     return feature
 
 
-def _refuse_unmarked_nhwc(shape: Sequence[int]) -> None:
-    """A head of width H on an NHWC map would train without an error, and learn nothing."""
-    *_, second, third, last = shape
-    if len(shape) == 4 and second == third != last:
+def refuse_unmarked_nhwc(shape: Sequence[int], channel_dim: int | None) -> None:
+    """A head of width H on an NHWC map would train without an error, and learn nothing.
+
+    Raises:
+        ValueError: if a shape looks like NHWC and nothing says where its channels are.
+    """
+    if len(shape) == 4 and channel_dim is None and shape[1] == shape[2] != shape[3]:
         raise ValueError(
             f"expected to know where the channels of shape {tuple(shape)} are: it looks like "
             "(N, H, W, C). Pass channel_dim=-1 for that, or channel_dim=1 for (N, C, H, W)."
@@ -132,7 +132,7 @@ def align(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple
     if kind == "tokens" and student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"expected the same number of tokens; got {shapes}. Drop a class token or resample: "
-            "teacher_transform=lambda x: x[:, 1:]."
+            "teacher_transform=lambda x: x[:, 1:]. If these are signals (N, C, L): channel_dim=1."
         )
     if mask is not None:
         _check_mask(mask, student.shape)
@@ -153,8 +153,13 @@ def check_same_kind(student_shape: Sequence[int], teacher_shape: Sequence[int]) 
 
 
 def check_floating_point(student: Tensor, teacher: Tensor) -> None:
-    """Raises a TypeError if one of two features is of integers or booleans."""
+    """Raises a TypeError if one of two features is no tensor, or of integers or booleans."""
     for owner, feature in (("student", student), ("teacher", teacher)):
+        if not isinstance(feature, Tensor):
+            raise TypeError(
+                f"expected a tensor as the {owner} feature; got {type(feature).__name__}. "
+                f"Return one from {owner}_transform."
+            )
         if not feature.is_floating_point():
             raise TypeError(
                 f"expected a floating-point {owner} feature; got {feature.dtype}. "

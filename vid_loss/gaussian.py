@@ -122,10 +122,10 @@ def _check_arguments(
             f"gaussian_nll, var: expected one variance a channel, shape ({channels},); got "
             f"{tuple(var.shape)} for features of shape {tuple(mean.shape)}."
         )
-    if mask is not None and mask.shape != mean.shape[:-1]:
+    if mask is not None and (mean.ndim != 3 or mask.shape != mean.shape[:2]):
         raise ValueError(
-            f"gaussian_nll, mask: expected shape {tuple(mean.shape[:-1])}, one entry a token; "
-            f"got {tuple(mask.shape)}."
+            "gaussian_nll, mask: expected tokens (N, L, C) and a mask (N, L); got "
+            f"{tuple(mean.shape)} and {tuple(mask.shape)}."
         )
 
 

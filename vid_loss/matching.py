@@ -30,7 +30,7 @@ class MatchedPairs(list[Pair]):
     def __init__(self, choices: Iterable[_Choice]) -> None:
         choices = list(choices)
         super().__init__(pair for pair, _ in choices)
-        self.reasons = tuple(f"{pair.name}: {reason}" for pair, reason in choices)
+        self.reasons = tuple(f"{pair.label}: {reason}" for pair, reason in choices)
 
     def __repr__(self) -> str:
         return "\n".join(self.reasons)

@@ -1,15 +1,14 @@
 """Which layer of the student learns from which layer of the teacher, and how."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .features import check_floating_point, kind_of, to_layout
+from .features import check_floating_point, kind_of, refuse_unmarked_nhwc, to_layout
 from .losses import VIDLoss
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
@@ -29,8 +28,7 @@ class Pair:
             :class:`~vid_loss.VIDLoss` or ``functools.partial(VIDLoss, norm="group")``; or a
             module, used as it is. It is called with the two features, and for tokens with
             ``mask=``, and returns a scalar.
-        name: name in logs and checkpoints; ``"student->teacher"`` and, unless it is VIDLoss,
-            the loss's name if None.
+        name: name in logs and checkpoints, if :attr:`label` is not to be made of the layers.
         channel_dim: where the channels are, or a tuple for (student, teacher). None is the second
             dimension of a map and the last of tokens; -1 for NHWC maps, 1 for signals (N, C, L).
         student_transform: applied to the student's feature first, for what shapes cannot say:
@@ -42,7 +40,7 @@ class Pair:
         ValueError: if the weight is negative or not finite, or the name cannot be used.
 
     Example:
-        >>> Pair("layer4", "layer4", weight=10.0).name
+        >>> Pair("layer4", "layer4", weight=10.0).label
         'layer4->layer4'
     """
 
@@ -64,18 +62,26 @@ class Pair:
                 f"{self}, loss: expected a loss module or what builds one; got {self.loss!r}. "
                 "For example loss=VIDLoss."
             )
-        name = self.name if self.name is not None else self._default_name()
-        if not name or hasattr(nn.ModuleDict(), name):
+        if self.name is not None and (not self.name or hasattr(nn.ModuleDict(), self.name)):
             raise ValueError(
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
-                f"not use itself; got {name!r}."
+                f"not use itself; got {self.name!r}."
             )
-        object.__setattr__(self, "name", name)
+        dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
+        if len(dims) != 2 or not all(dim is None or type(dim) is int for dim in dims):
+            raise TypeError(
+                f"{self}, channel_dim: expected an int, None or a tuple of two, (student, "
+                f"teacher); got {self.channel_dim!r}."
+            )
 
     def __str__(self) -> str:
         return f"Pair {self.student!r} -> {self.teacher!r}"
 
-    def _default_name(self) -> str:
+    @property
+    def label(self) -> str:
+        """The name, or ``"student->teacher"`` and, unless it is VIDLoss, the loss's name."""
+        if self.name is not None:
+            return self.name
         layers = f"{self.student}->{self.teacher}"
         if self.loss is VIDLoss or isinstance(self.loss, VIDLoss):
             return layers
@@ -91,7 +97,7 @@ class Pair:
             ValueError: if the features do not fit together.
         """
         with self._named():
-            student, teacher = self._prepare(student_feature, teacher_feature)
+            student, teacher = self._prepare(student_feature, teacher_feature, building=True)
             loss = self.loss
             if not isinstance(loss, nn.Module):
                 loss = _build(loss, student.shape, teacher.shape)
@@ -132,13 +138,19 @@ class Pair:
                 raise ValueError(f"expected the loss to be a scalar; got {got}. Reduce it.")
         return value
 
-    def _prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare(
+        self, student: Tensor, teacher: Tensor, building: bool = False
+    ) -> tuple[Tensor, Tensor]:
         dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
         if self.student_transform is not None:
             student = self.student_transform(student)
         if self.teacher_transform is not None:
             teacher = self.teacher_transform(teacher)
         check_floating_point(student, teacher)
+        if building:
+            # Not in training, where one of many resolutions may happen to look like that.
+            refuse_unmarked_nhwc(student.shape, dims[0])
+            refuse_unmarked_nhwc(teacher.shape, dims[1])
         return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
 
     @contextmanager
@@ -153,14 +165,18 @@ class Pair:
 
 
 def check_weight(weight: float, pair: str) -> float:
-    """Returns the weight, or raises the ValueError that names the pair."""
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"{pair}, weight: expected a finite number, 0 or more; got {weight}.")
-    return weight
+    """Returns the weight as a float, or raises the ValueError that names the pair."""
+    try:
+        value = float(weight)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{pair}, weight: expected a finite number, 0 or more; got {weight!r}.")
+    return value
 
 
-def pairs_by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
-    """Returns the pairs by name.
+def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
+    """Returns the pairs by their labels.
 
     Raises:
         TypeError: if they are neither a dict of layers nor pairs.
@@ -168,19 +184,22 @@ def pairs_by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
     """
     if isinstance(pairs, Mapping):
         pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
-    if isinstance(pairs, str | Pair) or not all(isinstance(pair, Pair) for pair in pairs):
+    given = pairs
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
+    if isinstance(given, Pair) or not all(isinstance(pair, Pair) for pair in pairs):
         raise TypeError(
             "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {pairs!r}."
+            f"Pair; got {given!r}."
         )
     if not pairs:
         raise ValueError("Distiller, pairs: expected at least one pair; got none.")
     by_name: dict[str, Pair] = {}
     for pair in pairs:
-        name = str(pair.name)
-        if name in by_name:
-            raise ValueError(f"{pair}: expected a name of its own; got {name!r} twice. Set name=.")
-        by_name[name] = pair
+        if module_key(pair.label) in map(module_key, by_name):
+            raise ValueError(
+                f"{pair}: expected a name of its own; got {pair.label!r} twice. Set name=."
+            )
+        by_name[pair.label] = pair
     return by_name
 
 
@@ -191,14 +210,13 @@ def module_key(name: str) -> str:
 
 def _build(factory: LossFactory, student_shape: torch.Size, teacher_shape: torch.Size) -> nn.Module:
     try:
-        inspect.signature(factory).bind(student_shape, teacher_shape)
-    except TypeError:
+        loss = factory(student_shape, teacher_shape)
+    except (AttributeError, TypeError) as error:
         name = getattr(factory, "__name__", repr(factory))
         raise TypeError(
-            f"expected loss to be built from the two features' shapes; got {name}, which takes "
-            f"others. If it needs no shapes, pass a module: loss={name}()."
-        ) from None
-    loss = factory(student_shape, teacher_shape)
+            f"expected loss to be built from the two features' shapes; got {name}: {error}. If it "
+            f"needs no shapes, pass a module: loss={name}()."
+        ) from error
     if not isinstance(loss, nn.Module):
         raise TypeError(f"expected loss to build a module; got {loss!r}.")
     return loss

@@ -57,7 +57,7 @@ def labels_per_class(
         labels: the class of each sample.
         n: how many labels of each class to keep.
         seed: of the draw, as in :func:`images_per_class`.
-        ignore_index: what a hidden label becomes.
+        ignore_index: what a hidden label becomes; negative.
 
     Returns:
         A copy of the labels, ``(samples,)``.

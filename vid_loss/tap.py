@@ -125,8 +125,9 @@ class FeatureTap:
         if capture is None:
             raise RuntimeError(
                 f"{layer} was not reached in the last forward. Tap a layer that this input runs "
-                "through as a module (checkpointing may call its children instead), and compile "
-                "the model after it was tapped."
+                "through as a module (checkpointing may call its children instead). Compile the "
+                "model after it was tapped; if models of one class are compiled in one process, "
+                "set torch._dynamo.config.skip_nnmodule_hook_guards = False before."
             )
         if calls > 1:
             raise RuntimeError(
@@ -149,7 +150,7 @@ class FeatureTap:
         names = list(modules)
         for name in names[names.index(self.specs[text].name) + 1 :]:
             if getattr(modules[name], "inplace", False):
-                return f"Tap {name!r}, which works in place, or build it with inplace=False."
+                return f"The next in-place layer is {name!r}: tap that, or set inplace=False."
         return "Tap the layer that changes it, or make that operation not in place."
 
     def close(self) -> None:
@@ -158,13 +159,12 @@ class FeatureTap:
         self._recorder.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureTap":
-        """A copy taps the copy of its model."""
-        return FeatureTap(
-            copy.deepcopy(self.model, memo),
-            self.specs,
-            train_only=self._recorder.train_only,
-            owner=self.owner,
-        )
+        """A copy taps the copy of its model, unless it is closed."""
+        model, train_only = copy.deepcopy(self.model, memo), self._recorder.train_only
+        twin = FeatureTap(model, self.specs, train_only=train_only, owner=self.owner)
+        if self.closed:
+            twin.close()
+        return twin
 
     def __enter__(self) -> "FeatureTap":
         """Returns the tap, to be closed at the end of the block."""

@@ -1,6 +1,5 @@
 """The frozen network that is learnt from."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -54,14 +53,15 @@ class Teacher:
         # The user may run the teacher for other ends: nothing is kept from those forwards.
         self.tap.enabled = False
         self.inputs = inputs
-        self._parts = tuple(self.tap.model.modules())
         self._borrowed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
-        """Nothing of it is trained, so an EMA need not double it."""
-        shared = copy.copy(self)
-        shared._borrowed = True
-        return shared
+        """Another tap on the same model: nothing of it is trained, so an EMA need not double it."""
+        twin = Teacher(self.model, self.tap.specs, self.inputs)
+        twin._borrowed = True
+        if self.tap.closed:
+            twin.tap.close()
+        return twin
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Moves or casts the model, unless it belongs to another: an EMA may live on the CPU."""
@@ -73,13 +73,16 @@ class Teacher:
         """Runs the teacher on the student's arguments, in eval mode and without gradients."""
         if self.inputs is not None:
             args, kwargs = as_call(self.inputs(*args, **kwargs), "teacher_inputs")
-        for module in self._parts:
-            # Not model.eval(), which some models override to leave a part in train mode.
-            if module.training:
-                module.training = False
+        # Not model.eval(), which some models override to leave a part in train mode. Put back
+        # afterwards, because a part may be the student's as well.
+        in_train_mode = [module for module in self.tap.model.modules() if module.training]
+        for module in in_train_mode:
+            module.training = False
         self.tap.enabled = True
         try:
             self.model(*args, **kwargs)
         finally:
             self.tap.enabled = False
+            for module in in_train_mode:
+                module.training = True
         return self.tap.collect()
