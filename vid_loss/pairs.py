@@ -91,7 +91,7 @@ class Pair:
             ValueError: if the features do not fit together.
         """
         with self._named():
-            student, teacher = self._prepare(student_feature, teacher_feature)
+            student, teacher = self.prepare(student_feature, teacher_feature)
             loss = self.loss
             if not isinstance(loss, nn.Module):
                 loss = _build(loss, student.shape, teacher.shape)
@@ -122,7 +122,7 @@ class Pair:
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
         with self._named():
-            student, teacher = self._prepare(student_feature, teacher_feature)
+            student, teacher = self.prepare(student_feature, teacher_feature)
             if mask is not None and kind_of(student.shape) == "tokens":
                 value = loss(student, teacher, mask=mask.to(student.device))
             else:
@@ -132,7 +132,8 @@ class Pair:
                 raise ValueError(f"expected the loss to be a scalar; got {got}. Reduce it.")
         return value
 
-    def _prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the two features as the loss takes them: transformed, channels in place."""
         dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
         if self.student_transform is not None:
             student = self.student_transform(student)
