@@ -62,6 +62,14 @@ def test_variances_have_a_bar_a_channel_and_the_teachers_behind(distiller):
     assert [axes.get_title() for axes in figure.axes] == ["stage1->stage1", "fc:input->fc"]
 
 
+def test_variances_are_drawn_in_increasing_order(distiller):
+    loss = distiller.losses["stage1->stage1"]
+    torch.nn.init.normal_(loss.variance.raw_var)
+    bars = plot_variances(distiller).axes[0].patches
+    expected = sorted(loss.variance().tolist())
+    assert [bar.get_height() for bar in bars] == pytest.approx(expected)
+
+
 def test_variances_need_a_vid_pair():
     distiller = Distiller(*cnn_pair(), PAIRS[2:], example=images())
     with pytest.raises(ValueError, match="expected a pair with VIDLoss; got none"):
