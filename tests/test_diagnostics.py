@@ -24,7 +24,7 @@ def readable_diagnostics(mean, target, var):
     for c in range(len(var)):
         residuals.append((target[:, c] - mean[:, c]).square().mean())
         variances.append(target[:, c].var(correction=0))
-        nats.append(0.5 * math.log(variances[c] / var[c]))
+        nats.append(0.5 * (math.log(variances[c] / var[c]) + 1 - residuals[c] / var[c]))
     return 1 - sum(residuals) / sum(variances), sum(nats) / len(nats)
 
 
@@ -78,6 +78,13 @@ def test_a_dead_channel_is_on_the_floor_and_carries_nothing():
     assert (report.channels_on_floor, report.channels) == (1, 2)
     alone = observed(target[:, :1], target[:, :1], torch.tensor([1.0]))
     assert report.nats_per_element == pytest.approx(alone.nats_per_element / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("init_var", [0.1, 10.0])
+def test_variances_that_are_not_trained_never_say_too_much(init_var):
+    torch.manual_seed(0)
+    report = observed(torch.zeros(999, 2), torch.randn(999, 2), torch.full((2,), init_var))
+    assert report.nats_per_element < 0
 
 
 def test_a_constant_feature_has_no_explained_variance():

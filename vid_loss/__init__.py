@@ -1,7 +1,7 @@
 """Variational Information Distillation as a loss for existing PyTorch trainers."""
 
 from .baselines import ATLoss, FitNetLoss, KDLoss, LwFLoss
-from .diagnostics import PairDiagnostics, gradient_shares
+from .diagnostics import gradient_shares
 from .distiller import Distiller
 from .losses import VIDLoss
 from .matching import match_layers
@@ -21,7 +21,6 @@ __all__ = [
     "KDLoss",
     "LwFLoss",
     "Pair",
-    "PairDiagnostics",
     "VIDLoss",
     "gradient_shares",
     "layers",

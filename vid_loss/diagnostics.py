@@ -21,6 +21,12 @@ class Observation(NamedTuple):
     positions: int | Tensor  # how many were summed, the batch's together
     floor: float
 
+    def target_var(self) -> Tensor:
+        """Returns the variance of each of the teacher's channels, ``(C,)``, in float64."""
+        mean = self.target_sum.double() / self.positions
+        mean_square = self.target_norm.double().square() / self.positions
+        return (mean_square - mean.square()).clamp(min=0)
+
 
 @torch.no_grad()
 def observe(
@@ -31,7 +37,6 @@ def observe(
     The loss has summed the squared residuals already; the teacher's feature is read twice more,
     and copied only under a mask.
     """
-    target = target.detach()
     dims = (
         [0, *range(2, target.ndim)] if kind_of(target.shape) == "map" else [*range(target.ndim - 1)]
     )
@@ -54,11 +59,13 @@ def observe(
 class PairDiagnostics:
     r"""How much of the teacher's feature a pair's head predicts, in one batch.
 
-    The nats are the Gaussian estimate of the information :math:`I(t; s)` that the head has found:
-    :math:`\frac{1}{2} \log(\mathrm{var}(t_c) / \sigma_c^2)`, averaged over channels. It takes the
-    teacher's feature for Gaussian and independent between elements, and the variances for trained
-    (before, it is too low, below 0 at first). Real features are redundant, so that the sum over a
-    feature counts much of it repeatedly: compare runs and epochs, not layers of different size.
+    The nats are the Gaussian estimate of the information :math:`I(t; s)` that the head has found,
+    :math:`\frac{1}{2} \log(\mathrm{var}(t_c) / \sigma_c^2)` averaged over channels, which takes the
+    teacher's feature for Gaussian and independent between elements. As long as a variance is not
+    trained to its channel's residual :math:`r_c`, it would say too little or too much;
+    :math:`\frac{1}{2} (1 - r_c / \sigma_c^2)`, which is 0 from then on, is added, so that it never
+    says too much, and is below 0 at first. Real features are redundant: the sum over a feature
+    counts much of it repeatedly. Compare runs and epochs, not layers of different size.
 
     Attributes:
         explained_variance: 1 - residual / variance of the teacher's feature, each summed over
@@ -94,11 +101,12 @@ def report(observations: Mapping[str, Observation | None]) -> dict[str, PairDiag
 def summarise(observation: Observation) -> PairDiagnostics:
     """Computes a pair's diagnostics; here the host waits for the device."""
     var, floor = observation.var.double(), observation.floor
-    target_var = variance_of(observation)
+    target_var = observation.target_var()
     residual = observation.squared_residuals.double().sum(0) / observation.positions
     explained = 1 - residual.sum() / target_var.sum()
-    # A dead channel has no variance, and no information.
-    nats = 0.5 * (target_var.clamp(min=floor) / var).log().mean()
+    # A dead channel has no variance and no residual, and no information: 0, by the floor.
+    target_var, residual = target_var.clamp(min=floor), residual.clamp(min=floor)
+    nats = 0.5 * ((target_var / var).log() + 1 - residual / var).mean()
     samples, channels = observation.squared_residuals.shape
     elements = torch.as_tensor(observation.positions).to(nats) * channels / samples
     on_floor = (var <= 2 * floor).sum().to(nats)
@@ -106,13 +114,6 @@ def summarise(observation: Observation) -> PairDiagnostics:
     if not math.isfinite(values[0]):
         values[0] = math.nan
     return PairDiagnostics(values[0], values[1], values[2], int(values[3]), channels)
-
-
-def variance_of(observation: Observation) -> Tensor:
-    """Returns the variance of each of the teacher's channels, ``(C,)``, in float64."""
-    mean = observation.target_sum.double() / observation.positions
-    mean_square = observation.target_norm.double().square() / observation.positions
-    return (mean_square - mean.square()).clamp(min=0)
 
 
 def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:

@@ -108,7 +108,7 @@ class Distiller(nn.Module):
         _total(self._weighted(student_features, teacher_features, mask))
         self.losses.train()
         self.terms = {}
-        for loss in self._vid_losses().values():
+        for loss in self.vid_losses().values():
             loss.observes = self._diagnose
 
     @property
@@ -173,7 +173,8 @@ class Distiller(nn.Module):
         self.terms = {name: term.detach() for name, term in terms.items()}
         return {name: self.weights[name] * term for name, term in terms.items()}
 
-    def _vid_losses(self) -> dict[str, VIDLoss]:
+    def vid_losses(self) -> dict[str, VIDLoss]:
+        """Returns the losses that have a q(t|s) to look into, by pair."""
         losses = {name: self.losses[module_key(name)] for name in self.pairs}
         return {name: loss for name, loss in losses.items() if isinstance(loss, VIDLoss)}
 
@@ -185,7 +186,7 @@ class Distiller(nn.Module):
         Raises:
             RuntimeError: if there was no batch yet, or they were turned off.
         """
-        return report({name: loss.observation for name, loss in self._vid_losses().items()})
+        return report({name: loss.observation for name, loss in self.vid_losses().items()})
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training.

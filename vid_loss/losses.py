@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import Observation, observe
-from .features import align, channels_of, check_channels, check_same_kind
+from .features import align, channels_of, check_channels, check_same_kind, kind_of
 from .gaussian import ChannelVariance, Reduction, nll_and_residuals
 from .heads import Norm, TokenHead, mean_head
 
@@ -113,6 +113,26 @@ class VIDLoss(nn.Module):
         if self.observes:
             self.observation = observe(residuals, teacher_feature, var, mask, self.variance.floor)
         return nll
+
+    @torch.no_grad()
+    def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+        """Returns ``log q(t|s)`` at each position, averaged over channels, without its constant.
+
+        Args:
+            student_feature: as in :meth:`forward`.
+            teacher_feature: as in :meth:`forward`.
+
+        Returns:
+            ``(N,)``, ``(N, L)`` or ``(N, H, W)``, in nats per element. In eval mode, the mean of
+            all is the negative of :meth:`forward` with reduction ``'mean'``.
+        """
+        student_feature, teacher_feature = align(student_feature, teacher_feature)
+        residual = self._mean(student_feature, None).float() - teacher_feature.float()
+        channel = 1 if kind_of(residual.shape) == "map" else -1
+        var = self.variance().float()
+        nll = residual.movedim(channel, -1).square() / var + var.log()
+        mean: Tensor = -0.5 * nll.mean(dim=-1)
+        return mean
 
     def _mean(self, student_feature: Tensor, mask: Tensor | None) -> Tensor:
         student_feature = match_dtype(student_feature, self.variance.raw_var)

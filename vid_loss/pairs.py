@@ -67,7 +67,7 @@ class Pair:
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
                 f"not use itself; got {self.name!r}."
             )
-        dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
+        dims = self._channel_dims
         if len(dims) != 2 or not all(dim is None or type(dim) is int for dim in dims):
             raise TypeError(
                 f"{self}, channel_dim: expected an int, None or a tuple of two, (student, "
@@ -97,7 +97,11 @@ class Pair:
             ValueError: if the features do not fit together.
         """
         with self._named():
-            student, teacher = self._prepare(student_feature, teacher_feature, building=True)
+            prepared = self._transform(student_feature, teacher_feature)
+            for feature, dim in zip(prepared, self._channel_dims, strict=True):
+                # Not in training, where one of many resolutions may happen to look like that.
+                refuse_unmarked_nhwc(feature.shape, dim)
+            student, teacher = self._lay_out(*prepared)
             loss = self.loss
             if not isinstance(loss, nn.Module):
                 loss = _build(loss, student.shape, teacher.shape)
@@ -128,7 +132,7 @@ class Pair:
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
         with self._named():
-            student, teacher = self._prepare(student_feature, teacher_feature)
+            student, teacher = self.prepare(student_feature, teacher_feature)
             if mask is not None and kind_of(student.shape) == "tokens":
                 value = loss(student, teacher, mask=mask.to(student.device))
             else:
@@ -138,20 +142,26 @@ class Pair:
                 raise ValueError(f"expected the loss to be a scalar; got {got}. Reduce it.")
         return value
 
-    def _prepare(
-        self, student: Tensor, teacher: Tensor, building: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        dims = self.channel_dim if isinstance(self.channel_dim, tuple) else (self.channel_dim,) * 2
+    def prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the two features as the loss takes them: transformed, channels in place."""
+        return self._lay_out(*self._transform(student, teacher))
+
+    def _transform(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         if self.student_transform is not None:
             student = self.student_transform(student)
         if self.teacher_transform is not None:
             teacher = self.teacher_transform(teacher)
         check_floating_point(student, teacher)
-        if building:
-            # Not in training, where one of many resolutions may happen to look like that.
-            refuse_unmarked_nhwc(student.shape, dims[0])
-            refuse_unmarked_nhwc(teacher.shape, dims[1])
+        return student, teacher
+
+    def _lay_out(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        dims = self._channel_dims
         return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
+
+    @property
+    def _channel_dims(self) -> tuple[int | None, int | None]:
+        dims = self.channel_dim
+        return dims if isinstance(dims, tuple) else (dims, dims)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
