@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .diagnostics import PairDiagnostics, report
 from .guards import HeadCheck, undisturbed
-from .layers import unwrap
-from .pairs import Pair, check_weight
+from .layer_spec import unwrap
+from .losses import VIDLoss
+from .pairs import Pair, check_weight, module_key, pairs_by_name
 from .tap import FeatureTap
-from .teacher import Inputs, Teacher, as_call
+from .teacher import Inputs, Teacher, as_call, mask_in
 
 
 class Distiller(nn.Module):
@@ -36,6 +38,7 @@ class Distiller(nn.Module):
             once, in eval mode; their modes, buffers and the random state stay as they were.
         teacher_inputs: called with the student's arguments, returns the teacher's in one of the
             three forms: another normalisation, resolution or tokenisation.
+        diagnose: keep in every step what :meth:`diagnostics` needs.
 
     Attributes:
         pairs: the pairs by name.
@@ -58,6 +61,7 @@ class Distiller(nn.Module):
         *,
         example: Inputs,
         teacher_inputs: Callable[..., Inputs] | None = None,
+        diagnose: bool = True,
     ) -> None:
         super().__init__()
         if unwrap(teacher) is unwrap(student):
@@ -65,10 +69,11 @@ class Distiller(nn.Module):
                 "Distiller, teacher: expected another model than the student; got the same. "
                 "For self-distillation pass copy.deepcopy(student)."
             )
-        self.pairs = _by_name(pairs)
+        self.pairs = pairs_by_name(pairs)
         self.weights: dict[str, float] = {}
         self.losses = nn.ModuleDict()
         self.terms: dict[str, Tensor] = {}
+        self._diagnose = diagnose
         self._head_check = HeadCheck()
         student_layers = [pair.student for pair in self.pairs.values()]
         teacher_layers = [pair.teacher for pair in self.pairs.values()]
@@ -80,7 +85,7 @@ class Distiller(nn.Module):
                     tap.model(*args, **kwargs)
                     student_features = tap.collect()
                 self._build_losses(
-                    student_features, self.teacher_features(*args, **kwargs), _mask_in(kwargs)
+                    student_features, self.teacher_features(*args, **kwargs), mask_in(kwargs)
                 )
             self._tap = FeatureTap(student, student_layers, train_only=True, owner="student")
         except BaseException:
@@ -97,12 +102,14 @@ class Distiller(nn.Module):
             loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
             default = getattr(loss, "default_weight", 1.0)
             self.weights[name] = default if pair.weight is None else pair.weight
-            self.losses[_key(name)] = loss
+            self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         self.losses.eval()
-        self._sum(student_features, teacher_features, mask)
+        _total(self._weighted(student_features, teacher_features, mask))
         self.losses.train()
         self.terms = {}
+        for loss in self._vid_losses().values():
+            loss.observes = self._diagnose
 
     @property
     def student(self) -> nn.Module:
@@ -128,8 +135,15 @@ class Distiller(nn.Module):
             ValueError: if shapes do not fit; the message names the pair.
         """
         self._head_check(self.student, self.losses)
+        return _total(self.weighted_terms(*args, mask=mask, **kwargs))
+
+    def weighted_terms(
+        self, *args: Any, mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
         teacher_features = self.teacher_features(*args, **kwargs)
-        return self.transfer(teacher_features, mask=_mask_in(kwargs) if mask is None else mask)
+        mask = mask_in(kwargs) if mask is None else mask
+        return self._weighted(self._tap.collect(), teacher_features, mask)
 
     def teacher_features(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Runs the teacher on the student's inputs and returns its features by layer."""
@@ -139,31 +153,39 @@ class Distiller(nn.Module):
         self, teacher_features: Mapping[str, Tensor], *, mask: Tensor | None = None
     ) -> Tensor:
         """The second half of :meth:`forward`, for engines that run the teacher at another time."""
-        return self._sum(self._tap.collect(), teacher_features, mask)
+        return _total(self._weighted(self._tap.collect(), teacher_features, mask))
 
-    def _sum(
+    def _weighted(
         self,
         student_features: Mapping[str, Tensor],
         teacher_features: Mapping[str, Tensor],
         mask: Tensor | None,
-    ) -> Tensor:
-        terms: dict[str, Tensor] = {}
-        weighted: list[Tensor] = []
-        for name, pair in self.pairs.items():
-            term = pair.term(
-                self.losses[_key(name)],
+    ) -> dict[str, Tensor]:
+        terms = {
+            name: pair.term(
+                self.losses[module_key(name)],
                 student_features[pair.student],
                 teacher_features[pair.teacher],
                 mask,
             )
-            terms[name] = term.detach()
-            weighted.append(self.weights[name] * term)
-        self.terms = terms
-        total = weighted[0]
-        for term in weighted[1:]:
-            # A model that is split over devices has its layers, and so its heads, on several.
-            total = total + term.to(total.device)
-        return total
+            for name, pair in self.pairs.items()
+        }
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def _vid_losses(self) -> dict[str, VIDLoss]:
+        losses = {name: self.losses[module_key(name)] for name in self.pairs}
+        return {name: loss for name, loss in losses.items() if isinstance(loss, VIDLoss)}
+
+    def diagnostics(self) -> dict[str, PairDiagnostics]:
+        """Returns what each VIDLoss pair transferred, in the last batch of this process.
+
+        The host waits for the device here, and in no step.
+
+        Raises:
+            RuntimeError: if there was no batch yet, or they were turned off.
+        """
+        return report({name: loss.observation for name, loss in self._vid_losses().items()})
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training.
@@ -220,35 +242,14 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         # What to(), cuda() and half() are made of. The teacher is no submodule, so it is told.
-        self._teacher.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as above
+        self._teacher.move(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
 
-def _by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
-    if isinstance(pairs, Mapping):
-        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
-    if isinstance(pairs, str | Pair) or not all(isinstance(pair, Pair) for pair in pairs):
-        raise TypeError(
-            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {pairs!r}."
-        )
-    if not pairs:
-        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
-    by_name: dict[str, Pair] = {}
-    for pair in pairs:
-        name = str(pair.name)
-        if name in by_name:
-            raise ValueError(f"{pair}: expected a name of its own; got {name!r} twice. Set name=.")
-        by_name[name] = pair
-    return by_name
-
-
-def _key(name: str) -> str:
-    """A pair's name as a module's, which must have no dot."""
-    return name.replace(".", "/")
-
-
-def _mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
-    mask = kwargs.get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+def _total(terms: Mapping[str, Tensor]) -> Tensor:
+    total, *more = terms.values()
+    for term in more:
+        # A model that is split over devices has its layers, and so its heads, on several.
+        total = total + term.to(total.device)
+    return total

@@ -121,12 +121,7 @@ def align(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple
         TypeError: if a feature is not floating point.
         ValueError: if layouts, batch sizes, numbers of tokens or the mask's shape disagree.
     """
-    for owner, feature in (("student", student), ("teacher", teacher)):
-        if not feature.is_floating_point():
-            raise TypeError(
-                f"expected a floating-point {owner} feature; got {feature.dtype}. "
-                "Tap a layer after the embedding or the quantisation."
-            )
+    check_floating_point(student, teacher)
     kind = check_same_kind(student.shape, teacher.shape)
     shapes = _both(student.shape, teacher.shape)
     if student.shape[0] != teacher.shape[0]:
@@ -155,6 +150,16 @@ def check_same_kind(student_shape: Sequence[int], teacher_shape: Sequence[int]) 
         shapes = _both(student_shape, teacher_shape)
         raise ValueError(f"expected two features of one kind; got {shapes}. {_ADVICE[kinds]}")
     return kinds[0]
+
+
+def check_floating_point(student: Tensor, teacher: Tensor) -> None:
+    """Raises a TypeError if one of two features is of integers or booleans."""
+    for owner, feature in (("student", student), ("teacher", teacher)):
+        if not feature.is_floating_point():
+            raise TypeError(
+                f"expected a floating-point {owner} feature; got {feature.dtype}. "
+                "Tap a layer after the embedding or the quantisation."
+            )
 
 
 def _both(student_shape: Sequence[int], teacher_shape: Sequence[int]) -> str:

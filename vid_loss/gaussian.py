@@ -53,6 +53,13 @@ def gaussian_nll(
         >>> gaussian_nll(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(2))
         tensor(1.2500)
     """
+    return nll_and_residuals(mean, target, var, mask=mask, reduction=reduction)[0]
+
+
+def nll_and_residuals(
+    mean: Tensor, target: Tensor, var: Tensor, *, mask: Tensor | None, reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """Returns :func:`gaussian_nll`, and the sums of squared residuals it is made of, ``(N, C)``."""
     _check_arguments(mean, target, var, mask, reduction)
     dtype = compute_dtype(mean, target)
     with torch.autocast(mean.device.type, enabled=False):
@@ -65,7 +72,7 @@ def gaussian_nll(
         positions = math.prod(residual.shape[1:]) // len(var)
         count = positions if mask is None else mask.sum(dim=1)
         nll = 0.5 * (count * var.log().sum() + (squared / var).sum(dim=1))
-        return _reduce(nll, residual, mask, reduction)
+        return _reduce(nll, residual, mask, reduction), squared
 
 
 def _sum_of_squares(residual: Tensor) -> Tensor:

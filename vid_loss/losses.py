@@ -6,8 +6,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from .diagnostics import Observation, observe
 from .features import align, channels_of, check_channels, check_same_kind
-from .gaussian import ChannelVariance, Reduction, gaussian_nll
+from .gaussian import ChannelVariance, Reduction, nll_and_residuals
 from .heads import Norm, TokenHead, mean_head
 
 
@@ -33,6 +34,11 @@ class VIDLoss(nn.Module):
         init_var: the variance to start from.
         var_floor: the least variance.
         reduction: see :func:`~vid_loss.gaussian.gaussian_nll`.
+
+    Attributes:
+        observes: whether a forward leaves what :mod:`~vid_loss.diagnostics` needs; set it by
+            ``Distiller(..., diagnose=)``.
+        observation: what the last one left.
 
     Raises:
         ValueError: if the shapes are of different kinds or an option is out of range.
@@ -79,6 +85,9 @@ class VIDLoss(nn.Module):
         )
         self.variance = ChannelVariance(self.teacher_channels, init_var=init_var, floor=var_floor)
         self.reduction: Reduction = reduction
+        # Plain attributes and no buffers: nothing to save, shard or broadcast.
+        self.observes = False
+        self.observation: Observation | None = None
 
     def forward(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
@@ -97,10 +106,13 @@ class VIDLoss(nn.Module):
         student_feature, teacher_feature = align(student_feature, teacher_feature, mask)
         check_channels("student", student_feature, self.student_channels)
         check_channels("teacher", teacher_feature, self.teacher_channels)
-        mean = self._mean(student_feature, mask)
-        return gaussian_nll(
-            mean, teacher_feature, self.variance(), mask=mask, reduction=self.reduction
+        mean, var = self._mean(student_feature, mask), self.variance()
+        nll, residuals = nll_and_residuals(
+            mean, teacher_feature, var, mask=mask, reduction=self.reduction
         )
+        if self.observes:
+            self.observation = observe(residuals, teacher_feature, var, mask, self.variance.floor)
+        return nll
 
     def _mean(self, student_feature: Tensor, mask: Tensor | None) -> Tensor:
         student_feature = match_dtype(student_feature, self.variance.raw_var)

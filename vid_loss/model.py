@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .distiller import Distiller
-from .layers import unwrap
+from .layer_spec import unwrap
 
 
 class DistillationModel(nn.Module):

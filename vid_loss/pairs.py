@@ -2,14 +2,14 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .features import kind_of, to_layout
+from .features import check_floating_point, kind_of, to_layout
 from .losses import VIDLoss
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
@@ -65,7 +65,7 @@ class Pair:
                 "For example loss=VIDLoss."
             )
         name = self.name if self.name is not None else self._default_name()
-        if not name or hasattr(nn.ModuleDict, name):
+        if not name or hasattr(nn.ModuleDict(), name):
             raise ValueError(
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
                 f"not use itself; got {name!r}."
@@ -138,6 +138,7 @@ class Pair:
             student = self.student_transform(student)
         if self.teacher_transform is not None:
             teacher = self.teacher_transform(teacher)
+        check_floating_point(student, teacher)
         return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
 
     @contextmanager
@@ -156,6 +157,36 @@ def check_weight(weight: float, pair: str) -> float:
     if not 0 <= weight < math.inf:
         raise ValueError(f"{pair}, weight: expected a finite number, 0 or more; got {weight}.")
     return weight
+
+
+def pairs_by_name(pairs: Mapping[str, str] | Sequence[Pair]) -> dict[str, Pair]:
+    """Returns the pairs by name.
+
+    Raises:
+        TypeError: if they are neither a dict of layers nor pairs.
+        ValueError: if there is none, or two have one name.
+    """
+    if isinstance(pairs, Mapping):
+        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
+    if isinstance(pairs, str | Pair) or not all(isinstance(pair, Pair) for pair in pairs):
+        raise TypeError(
+            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
+            f"Pair; got {pairs!r}."
+        )
+    if not pairs:
+        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
+    by_name: dict[str, Pair] = {}
+    for pair in pairs:
+        name = str(pair.name)
+        if name in by_name:
+            raise ValueError(f"{pair}: expected a name of its own; got {name!r} twice. Set name=.")
+        by_name[name] = pair
+    return by_name
+
+
+def module_key(name: str) -> str:
+    """A pair's name as a module's, which must have no dot."""
+    return name.replace(".", "/")
 
 
 def _build(factory: LossFactory, student_shape: torch.Size, teacher_shape: torch.Size) -> nn.Module:

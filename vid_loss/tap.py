@@ -1,114 +1,16 @@
-"""Named layers -> features, by forward hooks; every rule about hooks is here."""
+"""Named layers -> features, by forward hooks."""
 
 import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .layers import LayerSpec, find_layer, unwrap
-
-
-class _Capture(NamedTuple):
-    tensor: Tensor
-    version: int | None  # None where torch keeps no version: compiled, or in inference mode
-    grad_enabled: bool
-
-
-class _Recorder:
-    """What the hooks write to.
-
-    It knows no module, so that hooks keep neither a tap nor a model alive.
-    """
-
-    def __init__(self, train_only: bool) -> None:
-        self.train_only = train_only
-        self.enabled = True
-        self.armed = False
-        self.ran = False
-        self.captures: dict[str, _Capture] = {}
-        self.calls: dict[str, int] = {}
-
-    def clear(self) -> None:
-        self.armed = False
-        self.ran = False
-        self.captures = {}
-        self.calls = {}
-
-    def record(self, key: str, tensor: Tensor) -> None:
-        # Store only: an operation here would be recomputed by checkpointing, or lost by it.
-        untracked = torch.compiler.is_compiling() or tensor.is_inference()
-        version = None if untracked else tensor._version
-        self.captures[key] = _Capture(tensor, version, torch.is_grad_enabled())
-        self.calls[key] = self.calls.get(key, 0) + 1
-
-
-def _inert(*_: Any, **__: Any) -> None:
-    """What a hook becomes in a copy of its model."""
-
-
-class _Hook:
-    """A hook that does not follow its model into a copy, a pickle or an EMA."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self.recorder = recorder
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _inert
-
-    def __reduce__(self) -> str:
-        return "_inert"
-
-
-class _Arm(_Hook):
-    """Before the model's forward. Only what happens inside one is recorded."""
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        recorder = self.recorder
-        if recorder.enabled and (
-            not recorder.train_only or (module.training and torch.is_grad_enabled())
-        ):
-            recorder.clear()
-            recorder.armed = True
-
-
-class _Disarm(_Hook):
-    """After the model's forward, also when it raised: then there is nothing to keep."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        recorder = self.recorder
-        if recorder.armed:
-            recorder.armed = False
-            recorder.ran = True
-            if output is None:
-                recorder.clear()
-
-
-class _Layer(_Hook):
-    def __init__(self, recorder: _Recorder, spec: LayerSpec) -> None:
-        super().__init__(recorder)
-        self.spec = spec
-
-
-class _Output(_Layer):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        # Backward runs checkpointed layers again: by then the recorder is not armed.
-        if self.recorder.armed:
-            self.recorder.record(self.spec.text, self.spec.select(output))
-
-
-class _Input(_Layer):
-    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self.recorder.armed:
-            by_name = isinstance(self.spec.entry, str)
-            value: Any = kwargs if by_name or not args else args
-            if self.spec.entry is None and not isinstance(value, dict):
-                value = value[0]
-            self.recorder.record(self.spec.text, self.spec.select(value))
+from .hooks import Abandon, Arm, Capture, Disarm, Input, Output, Recorder
+from .layer_spec import LayerSpec, find_layer, unwrap
 
 
 class FeatureTap:
@@ -152,7 +54,7 @@ class FeatureTap:
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for spec in self.specs.values():
             find_layer(spec.name, modules, owner)
-        self._recorder = _Recorder(train_only)
+        self._recorder = Recorder(train_only)
         self._handles = self._register(modules)
         # A tap that is dropped must not leave its hooks behind. The handles know neither tap nor
         # recorder, so this keeps nothing alive.
@@ -161,16 +63,17 @@ class FeatureTap:
     def _register(self, modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
         # The order matters when a layer is the model itself: arm, capture, disarm.
         recorder = self._recorder
-        handles = [self.model.register_forward_pre_hook(_Arm(recorder))]
+        handles = [self.model.register_forward_pre_hook(Arm(recorder))]
         for spec in self.specs.values():
             module = modules[spec.name]
             if spec.of_input:
-                hook = _Input(recorder, spec)
+                hook = Input(recorder, spec)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                handles.append(module.register_forward_hook(_Output(recorder, spec)))
-        disarm = _Disarm(recorder)
-        handles.append(self.model.register_forward_hook(disarm, always_call=True))
+                handles.append(module.register_forward_hook(Output(recorder, spec)))
+        handles.append(self.model.register_forward_hook(Disarm(recorder)))
+        abandon = Abandon(recorder)
+        handles.append(self.model.register_forward_hook(abandon, always_call=True))
         return handles
 
     @property
@@ -217,7 +120,7 @@ class FeatureTap:
             "alone. If it was compiled and run before it was tapped, compile it again."
         )
 
-    def _check(self, text: str, capture: _Capture | None, calls: int) -> None:
+    def _check(self, text: str, capture: Capture | None, calls: int) -> None:
         layer = f"Layer {text!r} of the {self.owner}"
         if capture is None:
             raise RuntimeError(

@@ -1,5 +1,6 @@
 """The frozen network that is learnt from."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,6 +31,12 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
     )
 
 
+def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the ``(N, L)`` attention mask among keyword arguments, if there is one."""
+    mask = kwargs.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
 class Teacher:
     """A teacher and its tap: held, not registered, never trained, shared by copies.
 
@@ -48,10 +55,18 @@ class Teacher:
         self.tap.enabled = False
         self.inputs = inputs
         self._parts = tuple(self.tap.model.modules())
+        self._borrowed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Nothing of it is trained, so an EMA need not double it."""
-        return self
+        shared = copy.copy(self)
+        shared._borrowed = True
+        return shared
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Moves or casts the model, unless it belongs to another: an EMA may live on the CPU."""
+        if not self._borrowed:
+            self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @torch.no_grad()
     def features(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from vid_loss import ATLoss, FitNetLoss, KDLoss, Pair, VIDLoss
+
+
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        (Pair("a", "b"), "a->b"),
+        (Pair("a", "b", loss=partial(VIDLoss, norm="group")), "a->b"),
+        (Pair("a", "b", loss=KDLoss()), "a->b KDLoss"),
+        (Pair("a", "b", loss=FitNetLoss), "a->b FitNetLoss"),
+        (Pair("a", "b", loss=partial(FitNetLoss)), "a->b FitNetLoss"),
+        (Pair("a", "b", name="mine"), "mine"),
+    ],
+)
+def test_names_tell_layers_and_loss(pair, name):
+    assert pair.name == name
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weight_must_be_finite_and_not_negative(weight):
+    with pytest.raises(ValueError, match="Pair 'a' -> 'b', weight: expected a finite number, 0 or"):
+        Pair("a", "b", weight)
+
+
+def test_loss_must_be_callable():
+    with pytest.raises(TypeError, match=r"Pair 'a' -> 'b', loss: .* got 'VIDLoss'. For example"):
+        Pair("a", "b", loss="VIDLoss")
+
+
+@pytest.mark.parametrize("name", ["", "values", "training"])
+def test_name_must_be_usable_as_a_modules(name):
+    with pytest.raises(ValueError, match=r"name: expected a name"):
+        Pair("a", "b", name=name)
+
+
+def test_a_class_that_takes_no_shapes_is_refused_with_what_to_write():
+    feature = torch.randn(2, 3)
+    with pytest.raises(TypeError, match=r"Pair 'a' -> 'b': .*pass a module: loss=KDLoss\(\)"):
+        Pair("a", "b", loss=KDLoss).build_loss(feature, feature)
+
+
+def test_what_builds_no_module_is_refused():
+    feature = torch.randn(2, 3)
+    with pytest.raises(TypeError, match="Pair 'a' -> 'b': expected loss to build a module; got 3"):
+        Pair("a", "b", loss=lambda student, teacher: 3).build_loss(feature, feature)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_heads_are_float32_at_least(dtype, expected):
+    feature = torch.randn(2, 3).to(dtype)
+    loss = Pair("a", "b").build_loss(feature, feature)
+    assert {p.dtype for p in loss.parameters()} == {expected}
+
+
+def test_transforms_come_before_the_layout():
+    """A ViT teacher with a class token for a CNN student."""
+    pair = Pair(
+        "a", "b", teacher_transform=lambda x: x[:, 1:].mT.unflatten(2, (4, 4)), loss=ATLoss()
+    )
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 17, 6)
+    loss = pair.build_loss(student, teacher)
+    expected = ATLoss()(student, teacher[:, 1:].mT.reshape(2, 6, 4, 4))
+    torch.testing.assert_close(pair.term(loss, student, teacher, None), expected)
+
+
+def test_channel_dim_may_differ_between_student_and_teacher():
+    pair = Pair("a", "b", channel_dim=(1, -1))
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 6)
+    loss = pair.build_loss(student, teacher)
+    assert (loss.student_channels, loss.teacher_channels) == (3, 6)
+    assert pair.term(loss, student, teacher, None).shape == ()
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), 3.0])
+def test_a_loss_must_return_a_scalar_tensor(value):
+    class Odd(nn.Module):
+        def forward(self, student, teacher):
+            return value
+
+    feature = torch.randn(2, 3)
+    with pytest.raises(ValueError, match="Pair 'a' -> 'b': expected the loss to be a scalar; got"):
+        Pair("a", "b", loss=Odd()).term(Odd(), feature, feature, None)

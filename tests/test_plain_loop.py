@@ -1,0 +1,269 @@
+"""What people do in their own loops: precision, compile, checkpoints, accumulation, EMA, DDP."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _asserts import assert_same_state, state_of
+from _models import cnn_pair, images
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from vid_loss import DistillationModel, Distiller, Pair, VIDLoss
+
+PAIRS = {"stage1": "stage1", "stage2": "stage2"}
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+def make(**options):
+    student, teacher = cnn_pair()
+    return student, teacher, Distiller(student, teacher, PAIRS, example=images(), **options)
+
+
+def assert_only_student_and_heads_have_gradients(student, teacher, distiller):
+    for module in (student, distiller):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("distiller_inside", [True, False], ids=["inside", "outside"])
+def test_autocast(dtype, distiller_inside):
+    student, teacher, distiller = make()
+    student(images())
+    expected = distiller(images())
+    with torch.autocast("cpu", dtype=dtype):
+        output = student(images())
+        transfer = distiller(images()) if distiller_inside else None
+    if transfer is None:
+        transfer = distiller(images())
+    assert transfer.dtype == torch.float32
+    torch.testing.assert_close(transfer, expected, rtol=1e-2, atol=1e-2)
+    (F.cross_entropy(output.float(), LABELS) + transfer).backward()
+    assert_only_student_and_heads_have_gradients(student, teacher, distiller)
+
+
+def test_a_float16_gradient_scaler_steps_heads_and_student():
+    student, _, distiller = make()
+    parameters = [*student.parameters(), *distiller.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
+    scaler = torch.amp.GradScaler("cpu")
+    before = state_of(distiller)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = F.cross_entropy(student(images()), LABELS) + distiller(images())
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    for name, parameter in distiller.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_a_pure_bfloat16_student_trains_float32_heads():
+    student, teacher = cnn_pair()
+    student, teacher = student.bfloat16(), teacher.bfloat16()
+    distiller = Distiller(student, teacher, PAIRS, example=images().bfloat16())
+    student(images().bfloat16())
+    distiller(images().bfloat16()).backward()
+    assert {p.dtype for p in distiller.parameters()} == {torch.float32}
+    grads = [p.grad for name, p in student.named_parameters() if not name.startswith("fc")]
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+def compiled(module):
+    torch.compiler.reset()
+    return torch.compile(module, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("order", ["distiller first", "compile first"])
+def test_compiled_student(order):
+    eager, _, distiller = make()
+    eager(images())
+    expected = distiller(images())
+    student, teacher = cnn_pair()
+    if order == "compile first":
+        fast = compiled(student)
+        distiller = Distiller(fast, teacher, PAIRS, example=images())
+    else:
+        distiller = Distiller(student, teacher, PAIRS, example=images())
+        fast = compiled(student)
+    for _ in range(2):
+        output = fast(images())
+        transfer = distiller(images())
+    torch.testing.assert_close(transfer, expected)
+    (F.cross_entropy(output, LABELS) + transfer).backward()
+    assert_only_student_and_heads_have_gradients(student, teacher, distiller)
+
+
+def test_a_student_compiled_and_run_before_it_is_tapped_is_noticed():
+    student, teacher = cnn_pair()
+    fast = compiled(student)
+    fast(images())
+    distiller = Distiller(fast, teacher, PAIRS, example=images())
+    fast(images())
+    with pytest.raises(RuntimeError, match="compile the model after it was tapped"):
+        distiller(images())
+
+
+def test_compiled_distillation_model_is_one_graph_and_equals_eager():
+    student, teacher, distiller = make()
+    model = DistillationModel(student, distiller)
+    fast = compiled(model)
+    for scale in (1.0, 0.5):
+        output, transfer = model(images() * scale)
+        fast_output, fast_transfer = fast(images() * scale)
+        torch.testing.assert_close(fast_output, output)
+        torch.testing.assert_close(fast_transfer, transfer)
+        torch.testing.assert_close(
+            sum(w * distiller.terms[n] for n, w in distiller.weights.items()), transfer.detach()
+        )
+    (F.cross_entropy(fast_output, LABELS) + fast_transfer).backward()
+    assert_only_student_and_heads_have_gradients(student, teacher, distiller)
+
+
+def test_a_weight_schedule_does_not_recompile_at_every_step():
+    student, _, distiller = make()
+    fast = compiled(DistillationModel(student, distiller))
+    compilations = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    torch.compiler.reset()
+    fast = torch.compile(DistillationModel(student, distiller), backend=compilations)
+    values = []
+    for weight in torch.linspace(1, 2, 6).tolist():
+        distiller.set_weight("stage1->stage1", weight)
+        values.append(fast(images())[1].item())
+    assert compilations.frame_count <= 2
+    steps = torch.tensor(values).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(5), rtol=1e-3, atol=1e-3)
+
+
+class Checkpointing(nn.Module):
+    """A student that recomputes its first stage in backward."""
+
+    def __init__(self, student, use_reentrant):
+        super().__init__()
+        self.student = student
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        net = self.student
+        # Reentrant checkpointing needs an input that asks for a gradient.
+        x = x.clone().requires_grad_()
+        features = checkpoint(net.stage1, x, use_reentrant=self.use_reentrant)
+        return net.fc(net.pool(net.stage2(features)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "use_reentrant"),
+    [("stage1.0", False), ("stage1", False), ("stage2", False), ("stage2", True)],
+)
+def test_gradient_checkpointing_gives_the_plain_gradients(layer, use_reentrant):
+    grads = []
+    for wrap in (lambda s: Checkpointing(s, use_reentrant), lambda s: nn.Sequential(s)):
+        student, teacher = cnn_pair()
+        wrapped = wrap(student)
+        prefix = "student" if isinstance(wrapped, Checkpointing) else "0"
+        distiller = Distiller(wrapped, teacher, {f"{prefix}.{layer}": "stage1"}, example=images())
+        loss = F.cross_entropy(wrapped(images()), LABELS) + distiller(images())
+        loss.backward()
+        grads.append([p.grad for p in [*student.parameters(), *distiller.parameters()]])
+    for checkpointed, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_reentrant_checkpointing_around_a_tapped_layer_is_refused():
+    student, teacher = cnn_pair()
+    wrapped = Checkpointing(student, use_reentrant=True)
+    distiller = Distiller(wrapped, teacher, {"student.stage1.1": "stage1"}, example=images())
+    wrapped(images())
+    with pytest.raises(RuntimeError, match=r"'student.stage1.1' .* reentrant checkpoint"):
+        distiller(images())
+
+
+def test_accumulation_equals_the_full_batch():
+    """With heads that normalise no batch, in a student that does not either."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
+    teacher = copy.deepcopy(student)
+    pairs = [Pair("1", "0", loss=partial(VIDLoss, norm="none"))]
+    distiller = Distiller(student, teacher, pairs, example=images())
+    parameters = [*student.parameters(), *distiller.parameters()]
+
+    def gradients(chunks):
+        for parameter in parameters:
+            parameter.grad = None
+        batches = zip(images().chunk(chunks), LABELS.chunk(chunks), strict=True)
+        for batch, labels in batches:
+            loss = F.cross_entropy(student(batch), labels) + distiller(batch)
+            (loss / chunks).backward()
+        return [parameter.grad.clone() for parameter in parameters]
+
+    for whole, parts in zip(gradients(1), gradients(4), strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_an_ema_of_the_student_neither_disturbs_nor_records():
+    student, _, distiller = make()
+    ema = AveragedModel(student)
+    output = student(images())
+    ema(images(2))
+    assert torch.isfinite(distiller(images()))
+    ema.update_parameters(student)
+    ema(images(2))
+    with pytest.raises(RuntimeError, match="has not run forward"):
+        distiller(images())
+    assert output.shape == (8, 3)
+
+
+def test_an_ema_of_the_distillation_model_evaluates():
+    student, _, distiller = make()
+    model = DistillationModel(student, distiller)
+    ema = AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(images())[1].backward()
+    optimizer.step()
+    state = state_of(model)
+    ema.update_parameters(model)
+    output, transfer = ema.eval()(images())
+    assert transfer == 0
+    torch.testing.assert_close(output, ema.module.student(images()))
+    assert_same_state(model, state)
+
+
+def test_distributed_data_parallel_in_one_process(tmp_path):
+    """The wrapped student is tapped through the wrapper; heads live in a wrapper of their own."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        student, teacher = cnn_pair()
+        parallel = nn.parallel.DistributedDataParallel(student)
+        distiller = Distiller(parallel, teacher, PAIRS, example=images())
+        heads = nn.parallel.DistributedDataParallel(distiller)
+        (F.cross_entropy(parallel(images()), LABELS) + heads(images())).backward()
+        assert_only_student_and_heads_have_gradients(student, teacher, distiller)
+        model = nn.parallel.DistributedDataParallel(DistillationModel(student, distiller))
+        output, transfer = model(images())
+        (F.cross_entropy(output, LABELS) + transfer).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_channels_last_is_preserved_end_to_end():
+    student, teacher = cnn_pair()
+    student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    distiller.to(memory_format=torch.channels_last)
+    layouts = []
+    for loss in distiller.losses.values():
+        loss.head.register_forward_hook(
+            lambda _, args, out: layouts.extend(
+                x.is_contiguous(memory_format=torch.channels_last) for x in (*args, out)
+            )
+        )
+    student(images().to(memory_format=torch.channels_last))
+    distiller(images().to(memory_format=torch.channels_last))
+    assert layouts == [True] * 4

@@ -1,0 +1,150 @@
+"""What was transferred: explained variance and nats by pair, and its part in the gradient."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .features import compute_dtype, kind_of
+
+
+class Observation(NamedTuple):
+    """Sums over a batch, kept on the device until somebody asks."""
+
+    squared_residuals: Tensor  # (N, C), of each sample and channel
+    target_sum: Tensor  # (C,)
+    target_norm: Tensor  # (C,), 2-norm
+    var: Tensor  # (C,), of q
+    positions: int | Tensor  # how many were summed, the batch's together
+    floor: float
+
+
+@torch.no_grad()
+def observe(
+    squared_residuals: Tensor, target: Tensor, var: Tensor, mask: Tensor | None, floor: float
+) -> Observation:
+    """Takes from a training step what :func:`summarise` needs, without waiting for the device.
+
+    The loss has summed the squared residuals already; the teacher's feature is read twice more,
+    and copied only under a mask.
+    """
+    target = target.detach()
+    dims = (
+        [0, *range(2, target.ndim)] if kind_of(target.shape) == "map" else [*range(target.ndim - 1)]
+    )
+    positions: int | Tensor = target.numel() // target.shape[1 if len(dims) == 3 else -1]
+    if mask is not None:
+        target = target.masked_fill(~mask.bool().unsqueeze(-1), 0)
+        positions = mask.bool().sum()
+    dtype = compute_dtype(target)
+    return Observation(
+        squared_residuals.detach(),
+        target.sum(dims, dtype=dtype),
+        torch.linalg.vector_norm(target, dim=dims, dtype=dtype),
+        var.detach(),
+        positions,
+        floor,
+    )
+
+
+@dataclass(frozen=True)
+class PairDiagnostics:
+    r"""How much of the teacher's feature a pair's head predicts, in one batch.
+
+    The nats are the Gaussian estimate of the information :math:`I(t; s)` that the head has found:
+    :math:`\frac{1}{2} \log(\mathrm{var}(t_c) / \sigma_c^2)`, averaged over channels. It takes the
+    teacher's feature for Gaussian and independent between elements, and the variances for trained
+    (before, it is too low, below 0 at first). Real features are redundant, so that the sum over a
+    feature counts much of it repeatedly: compare runs and epochs, not layers of different size.
+
+    Attributes:
+        explained_variance: 1 - residual / variance of the teacher's feature, each summed over
+            channels: 0 for a head that knows the mean alone, 1 for one that predicts all. NaN
+            if the teacher's feature is constant.
+        nats_per_element: the estimate, per element of the teacher's feature.
+        nats_per_feature: the same times the number of elements of a sample.
+        channels_on_floor: how many channels have a variance within twice the floor.
+        channels: how many there are.
+    """
+
+    explained_variance: float
+    nats_per_element: float
+    nats_per_feature: float
+    channels_on_floor: int
+    channels: int
+
+
+def report(observations: Mapping[str, Observation | None]) -> dict[str, PairDiagnostics]:
+    """Summarises what was observed of each pair.
+
+    Raises:
+        RuntimeError: if nothing was observed of a pair.
+    """
+    if None in observations.values():
+        raise RuntimeError(
+            "Distiller, diagnostics: expected a training step before; got none that was observed. "
+            "Call it after the loss, with Distiller(..., diagnose=True)."
+        )
+    return {name: summarise(x) for name, x in observations.items() if x is not None}
+
+
+def summarise(observation: Observation) -> PairDiagnostics:
+    """Computes a pair's diagnostics; here the host waits for the device."""
+    var, floor = observation.var.double(), observation.floor
+    target_var = variance_of(observation)
+    residual = observation.squared_residuals.double().sum(0) / observation.positions
+    explained = 1 - residual.sum() / target_var.sum()
+    # A dead channel has no variance, and no information.
+    nats = 0.5 * (target_var.clamp(min=floor) / var).log().mean()
+    samples, channels = observation.squared_residuals.shape
+    elements = torch.as_tensor(observation.positions).to(nats) * channels / samples
+    on_floor = (var <= 2 * floor).sum().to(nats)
+    values = torch.stack([explained, nats, nats * elements, on_floor]).tolist()
+    if not math.isfinite(values[0]):
+        values[0] = math.nan
+    return PairDiagnostics(values[0], values[1], values[2], int(values[3]), channels)
+
+
+def variance_of(observation: Observation) -> Tensor:
+    """Returns the variance of each of the teacher's channels, ``(C,)``, in float64."""
+    mean = observation.target_sum.double() / observation.positions
+    mean_square = observation.target_norm.double().square() / observation.positions
+    return (mean_square - mean.square()).clamp(min=0)
+
+
+def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
+    """Returns each loss's part in the gradient that reaches the student.
+
+    To be called now and then, in the place of ``distiller(images)``; it costs a backward pass a
+    loss::
+
+        loss = criterion(student(images), labels)
+        gradient_shares({"task": loss, **distiller.weighted_terms(images)}, student)
+
+    Args:
+        losses: scalars by name, weighted as they are added up. Their graphs are kept.
+        student: the model whose parameters' gradients are compared; no ``grad`` is touched.
+
+    Returns:
+        The norm of each loss's gradient, divided by the sum of the norms; all 0 if no gradient
+        reaches the student.
+
+    Example:
+        >>> student = nn.Linear(1, 1, bias=False)
+        >>> output = student(torch.ones(1, 1)).sum()
+        >>> gradient_shares({"task": output, "pair": 3 * output}, student)
+        {'task': 0.25, 'pair': 0.75}
+    """
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    norms = {}
+    for name, loss in losses.items():
+        gradients: Sequence[Tensor | None] = []
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        squares = [float(x.double().square().sum()) for x in gradients if x is not None]
+        norms[name] = math.sqrt(sum(squares))
+    total = sum(norms.values())
+    return {name: norm / total if total else 0.0 for name, norm in norms.items()}

@@ -1,0 +1,134 @@
+"""The hooks of a tap, and what they write to."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .layer_spec import LayerSpec
+
+
+class Capture(NamedTuple):
+    """A feature, and what must still hold when it is used."""
+
+    tensor: Tensor
+    version: int | None  # None where torch keeps no version: compiled, or in inference mode
+    grad_enabled: bool
+
+
+class Recorder:
+    """What the hooks write to.
+
+    It knows no module, so that hooks keep neither a tap nor a model alive.
+    """
+
+    def __init__(self, train_only: bool) -> None:
+        self.train_only = train_only
+        self.enabled = True
+        self.armed = False
+        self.ran = False
+        self.captures: dict[str, Capture] = {}
+        self.calls: dict[str, int] = {}
+
+    def clear(self) -> None:
+        """Forgets the last forward."""
+        self.armed = False
+        self.ran = False
+        self.captures = {}
+        self.calls = {}
+
+    def record(self, key: str, tensor: Tensor) -> None:
+        """Keeps a reference to a layer's feature."""
+        # Store only: an operation here would be recomputed by checkpointing, or lost by it.
+        untracked = torch.compiler.is_compiling() or tensor.is_inference()
+        version = None if untracked else tensor._version
+        self.captures[key] = Capture(tensor, version, torch.is_grad_enabled())
+        self.calls[key] = self.calls.get(key, 0) + 1
+
+
+def _inert(*_: Any) -> None:
+    """What a hook becomes in a copy of its model."""
+
+
+def _load_inert() -> Callable[..., None]:
+    return _inert
+
+
+class _Hook:
+    """A hook that does not follow its model into a copy, a pickle or an EMA."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _inert
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _load_inert, ()
+
+
+class Arm(_Hook):
+    """Before the model's forward. Only what happens inside one is recorded."""
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Starts recording, unless this forward is not one to record."""
+        recorder = self.recorder
+        if recorder.enabled and (
+            not recorder.train_only or (module.training and torch.is_grad_enabled())
+        ):
+            recorder.clear()
+            recorder.armed = True
+
+
+class Disarm(_Hook):
+    """After the model's forward. It does not look at the output: see `Abandon`."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Ends recording."""
+        recorder = self.recorder
+        if recorder.armed:
+            recorder.armed = False
+            recorder.ran = True
+
+
+class Abandon(_Hook):
+    """Called even when the forward raised; still armed then, because `Disarm` was not called.
+
+    Asking whether the output is None would tell as much, but dynamo compiles the hooks of a
+    compiled model as functions of their own and warns when one of them touches a tensor.
+    """
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forgets what was recorded of a forward that did not end."""
+        if self.recorder.armed:
+            self.recorder.clear()
+
+
+class _Layer(_Hook):
+    def __init__(self, recorder: Recorder, spec: LayerSpec) -> None:
+        super().__init__(recorder)
+        self.spec = spec
+
+
+class Output(_Layer):
+    """After a tapped layer's forward."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Records what the layer returned."""
+        # Backward runs checkpointed layers again: by then the recorder is not armed.
+        if self.recorder.armed:
+            self.recorder.record(self.spec.text, self.spec.select(output))
+
+
+class Input(_Layer):
+    """Before a tapped layer's forward, which may change its input in place."""
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Records what the layer is given: by position, else by name."""
+        if self.recorder.armed:
+            by_name = isinstance(self.spec.entry, str)
+            value: Any = kwargs if by_name or not args else args
+            if self.spec.entry is None and not isinstance(value, dict):
+                value = value[0]
+            self.recorder.record(self.spec.text, self.spec.select(value))
