@@ -118,7 +118,7 @@ def train(
         max_grad_norm: clips the gradient of student and heads together to this norm.
 
     Returns:
-        The progress, after the last epoch.
+        The progress, after the last epoch. The accelerator has forgotten what it prepared.
 
     Raises:
         ValueError: if the order of the samples would not survive a resume.
