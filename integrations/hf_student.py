@@ -56,7 +56,7 @@ class StudentHeads:
         ):
             return None
         with self.autocast():
-            transfer = self.distiller.transfer(self.teacher_features, mask=self.mask)
+            transfer = self.distiller.transfer(self.teacher_features, token_mask=self.mask)
         return with_transfer(output, transfer)
 
     @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .diagnostics import PairDiagnostics, report
-from .guards import HeadCheck, undisturbed
+from .guards import HeadCheck, refuse_data_parallel, undisturbed
 from .layer_spec import unwrap
 from .losses import VIDLoss
 from .pairs import Pair, check_weight, module_key, pairs_by_name
@@ -48,8 +48,9 @@ class Distiller(nn.Module):
 
     Raises:
         TypeError: if pairs, example, a feature or a loss has the wrong type.
-        ValueError: if there is no pair, the teacher is the student, a layer is unknown, or two
-            features do not fit together. No hook is left then.
+        ValueError: if there is no pair, the teacher is the student, the student is wrapped in DDP
+            or DataParallel, a layer is unknown, or two features do not fit together. No hook is
+            left then.
         RuntimeError: if a layer is not reached by the example, or is changed in place.
     """
 
@@ -64,6 +65,7 @@ class Distiller(nn.Module):
         diagnose: bool = True,
     ) -> None:
         super().__init__()
+        refuse_data_parallel(student)
         if unwrap(teacher) is unwrap(student):
             raise ValueError(
                 "Distiller, teacher: expected another model than the student; got the same. "
@@ -104,9 +106,8 @@ class Distiller(nn.Module):
             self.weights[name] = default if pair.weight is None else pair.weight
             self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
-        self.losses.eval()
-        _total(self._weighted(student_features, teacher_features, mask))
-        self.losses.train()
+        with undisturbed(self.losses):
+            _total(self._weighted(student_features, teacher_features, mask))
         self.terms = {}
         for loss in self.vid_losses().values():
             loss.observes = self._diagnose
@@ -116,12 +117,12 @@ class Distiller(nn.Module):
         """The student, without any wrapper."""
         return self._tap.model
 
-    def forward(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Returns the weighted transfer terms of the batch that the student has just seen.
 
         Args:
             *args: positional inputs of the student, for the teacher.
-            mask: ``(N, L)`` padding mask for every pair of tokens, nonzero at those that count.
+            token_mask: ``(N, L)``, nonzero at the tokens that count, for every pair of tokens.
                 None takes an ``attention_mask`` of that rank from the keyword arguments.
             **kwargs: keyword inputs of the student, for the teacher.
 
@@ -129,31 +130,32 @@ class Distiller(nn.Module):
             A scalar, in nats per element for the default losses.
 
         Raises:
-            RuntimeError: if the student has not run forward in train mode since the last call, a
-                layer's feature cannot be used, or only the student is stepped and not the heads.
+            RuntimeError: if the student has not run forward in train mode since the last call, or
+                a layer's feature cannot be used.
             TypeError: if a feature is not one floating-point tensor.
             ValueError: if shapes do not fit; the message names the pair.
         """
-        self._head_check(self.student, self.losses)
-        return _total(self.weighted_terms(*args, mask=mask, **kwargs))
+        if any(self.weights.values()):
+            self._head_check(self.student, self.losses)
+        return _total(self.weighted_terms(*args, token_mask=token_mask, **kwargs))
 
     def weighted_terms(
-        self, *args: Any, mask: Tensor | None = None, **kwargs: Any
+        self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
         teacher_features = self.teacher_features(*args, **kwargs)
-        mask = mask_in(kwargs) if mask is None else mask
-        return self._weighted(self._tap.collect(), teacher_features, mask)
+        token_mask = mask_in(kwargs) if token_mask is None else token_mask
+        return self._weighted(self._tap.collect(), teacher_features, token_mask)
 
     def teacher_features(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Runs the teacher on the student's inputs and returns its features by layer."""
         return self._teacher.features(args, kwargs)
 
     def transfer(
-        self, teacher_features: Mapping[str, Tensor], *, mask: Tensor | None = None
+        self, teacher_features: Mapping[str, Tensor], *, token_mask: Tensor | None = None
     ) -> Tensor:
         """The second half of :meth:`forward`, for engines that run the teacher at another time."""
-        return _total(self._weighted(self._tap.collect(), teacher_features, mask))
+        return _total(self._weighted(self._tap.collect(), teacher_features, token_mask))
 
     def _weighted(
         self,
@@ -189,7 +191,7 @@ class Distiller(nn.Module):
         return report({name: loss.observation for name, loss in self.vid_losses().items()})
 
     def set_weight(self, name: str, weight: float) -> None:
-        """Changes a pair's weight, also in the middle of training.
+        """Changes a pair's weight, also in the middle of training. It is not in the state dict.
 
         Raises:
             KeyError: if no pair has that name.

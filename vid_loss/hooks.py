@@ -127,8 +127,9 @@ class Input(_Layer):
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Records what the layer is given: by position, else by name."""
         if self.recorder.armed:
-            by_name = isinstance(self.spec.entry, str)
+            entries = self.spec.entries
+            by_name = bool(entries) and isinstance(entries[0], str)
             value: Any = kwargs if by_name or not args else args
-            if self.spec.entry is None and not isinstance(value, dict):
-                value = value[0]
+            if not entries and args:
+                value = args[0]
             self.recorder.record(self.spec.text, self.spec.select(value))

@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_SPEC = re.compile(r"(?P<name>[^:\[\]]*)(?P<input>:input)?(\[(?P<entry>-?\d+|'.+'|\".+\")\])?")
+_ENTRY = re.compile(r"""\[(-?\d+|'[^']*'|"[^"]*")\]""")
+_SPEC = re.compile(rf"(?P<name>[^:\[\]]*)(?P<input>:input)?(?P<entries>({_ENTRY.pattern})*)")
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A feature of a model, parsed from ``name``, ``name:input``, ``name[1]``, ``name["key"]``."""
+    """A feature of a model: ``name``, ``name:input``, ``name[1]`` or ``name["key"][0]``."""
 
     text: str
     name: str
     of_input: bool
-    entry: int | str | None
+    entries: tuple[int | str, ...]
 
     @classmethod
     def parse(cls, text: str) -> "LayerSpec":
@@ -26,7 +27,7 @@ class LayerSpec:
 
         Raises:
             TypeError: if it is not a string.
-            ValueError: if it does not have one of the four forms.
+            ValueError: if it does not have one of these forms.
 
         Example:
             >>> LayerSpec.parse("fc:input").of_input
@@ -40,10 +41,11 @@ class LayerSpec:
                 f"Layer {text!r}: expected 'name', 'name:input', 'name[0]' or 'name[\"key\"]', "
                 "with a name from named_modules()."
             )
-        entry: int | str | None = match["entry"]
-        if isinstance(entry, str):
-            entry = entry[1:-1] if entry[0] in "'\"" else int(entry)
-        return cls(text, match["name"], match["input"] is not None, entry)
+        entries = tuple(
+            entry[1:-1] if entry[0] in "'\"" else int(entry)
+            for entry in _ENTRY.findall(match["entries"])
+        )
+        return cls(text, match["name"], match["input"] is not None, entries)
 
     def select(self, value: Any) -> Tensor:
         """Picks this spec's tensor out of what a layer returned or was given.
@@ -53,43 +55,52 @@ class LayerSpec:
         Raises:
             TypeError: if that is not one tensor, saying what there is.
         """
-        if self.entry is not None:
-            value = self._entry_of(value)
-        elif not isinstance(value, Tensor):
-            tensors = [x for x in _entries(value).values() if isinstance(x, Tensor)]
+        for depth, entry in enumerate(self.entries):
+            value = self._entry_of(value, depth, entry)
+        if not self.entries and not isinstance(value, Tensor):
+            tensors = [x for x in _items(value).values() if isinstance(x, Tensor)]
             value = tensors[0] if len(tensors) == 1 else value
         if isinstance(value, Tensor):
             return value
-        raise TypeError(f"Layer {self.text!r}: expected a tensor; got {_summary(self, value)}.")
+        found = self._describe(value, len(self.entries))
+        raise TypeError(f"Layer {self.text!r}: expected a tensor; got {found}.")
 
-    def _entry_of(self, value: Any) -> Any:
+    def _entry_of(self, value: Any, depth: int, entry: int | str) -> Any:
         if isinstance(value, Tensor):
             raise TypeError(
-                f"Layer {self.text!r}: expected a tuple or a mapping to take {self.entry!r} from; "
+                f"Layer {self.text!r}: expected a tuple or a mapping to take {entry!r} from; "
                 f"got a tensor of shape {tuple(value.shape)}. Drop the index."
             )
         try:
-            return value[self.entry]
+            return value[entry]
         except (KeyError, IndexError, TypeError):
             raise TypeError(
-                f"Layer {self.text!r}: expected an entry {self.entry!r}; "
-                f"got {_summary(self, value)}."
+                f"Layer {self.text!r}: expected an entry {entry!r}; "
+                f"got {self._describe(value, depth)}."
             ) from None
 
+    def _describe(self, value: Any, depth: int) -> str:
+        """Says what a container holds, as specs that choose from it."""
+        base = self.name + (":input" if self.of_input else "")
+        base += "".join(f"[{_quoted(entry)}]" for entry in self.entries[:depth])
+        choices = [
+            f"{base}[{_quoted(key)}]" + (f" {tuple(x.shape)}" if isinstance(x, Tensor) else " ...")
+            for key, x in _items(value).items()
+            if isinstance(x, Tensor) or _items(x)
+        ]
+        if not choices:
+            return f"{type(value).__name__} without a tensor in it. Tap another layer"
+        return f"{type(value).__name__}. Choose one of {', '.join(choices)}"
 
-def _entries(value: Any) -> dict[Any, Any]:
+
+def _items(value: Any) -> dict[Any, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     return dict(enumerate(value)) if isinstance(value, tuple | list) else {}
 
 
-def _summary(spec: LayerSpec, value: Any) -> str:
-    tensors = {k: x for k, x in _entries(value).items() if isinstance(x, Tensor)}
-    if not tensors:
-        return f"{type(value).__name__} without a tensor in it. Tap another layer"
-    base = spec.name + (":input" if spec.of_input else "")
-    choices = ", ".join(f"'{base}[{key!r}]' {tuple(x.shape)}" for key, x in tensors.items())
-    return f"{type(value).__name__}. Choose one of {choices}"
+def _quoted(key: Any) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

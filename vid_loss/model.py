@@ -35,12 +35,14 @@ class DistillationModel(nn.Module):
         # FSDP reads from the root which modules to wrap.
         self._no_split_modules = getattr(unwrap(student), "_no_split_modules", None)
 
-    def forward(self, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> tuple[Any, Tensor]:
+    def forward(
+        self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, Tensor]:
         """Runs the student; while training, adds the teacher and the transfer terms.
 
         Args:
             *args: positional inputs of the student.
-            mask: padding mask, as in :meth:`Distiller.forward`; not given to the student.
+            token_mask: as in :meth:`Distiller.forward`; not given to the student.
             **kwargs: keyword inputs of the student.
 
         Returns:
@@ -48,5 +50,5 @@ class DistillationModel(nn.Module):
         """
         output = self.student(*args, **kwargs)
         if self.training and torch.is_grad_enabled():
-            return output, self.distiller(*args, mask=mask, **kwargs)
+            return output, self.distiller(*args, token_mask=token_mask, **kwargs)
         return output, torch.zeros((), device=next(self.parameters()).device)
