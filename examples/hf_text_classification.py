@@ -144,6 +144,7 @@ def arguments(options: Options, name: str, steps: int) -> TrainingArguments:
         logging_steps=50,
         save_strategy="no",
         report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         seed=options.seed,
     )
