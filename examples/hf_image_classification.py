@@ -45,7 +45,7 @@ class Options:
     images_per_class: int = 20
     """How many images of each class the student learns from."""
     teacher_steps: int = 200
-    student_steps: int = 200
+    student_steps: int = 500
     output_dir: str = "hf-image-classification"
     seed: int = 0
 
@@ -110,7 +110,7 @@ def arguments(options: Options, name: str, steps: int) -> TrainingArguments:
         max_steps=steps,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=500,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
         weight_decay=0.01,
         lr_scheduler_type="cosine",
         logging_steps=50,
