@@ -1,4 +1,4 @@
-"""A larger BERT teaches a tiny one with Hugging Face's Trainer, with and without VID.
+"""A wider BERT teaches a narrow one with Hugging Face's Trainer, with and without VID.
 
     python examples/hf_text_classification.py
     python examples/hf_text_classification.py --teacher path/to/bert --texts_per_class 50
@@ -49,9 +49,9 @@ class Options:
     """A BERT classifier of the six libraries, with its tokenizer, instead of training one."""
     texts_per_class: int = 50
     """How many texts of each class the student learns from."""
-    files_per_library: int = 100
+    files_per_library: int = 200
     teacher_steps: int = 250
-    student_steps: int = 250
+    student_steps: int = 200
     output_dir: str = "hf-text-classification"
     seed: int = 0
 
@@ -123,7 +123,7 @@ def bert(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> PreTrai
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=2,
         intermediate_size=4 * width,
         max_position_embeddings=LENGTH,
         num_labels=len(LIBRARIES),
@@ -138,12 +138,13 @@ def arguments(options: Options, name: str, steps: int) -> TrainingArguments:
         max_steps=steps,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=0.01,
         lr_scheduler_type="cosine",
         logging_steps=50,
         save_strategy="no",
         report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         seed=options.seed,
     )
@@ -164,7 +165,7 @@ def main(options: Options) -> None:
         teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher)
     else:
         tokenizer = train_tokenizer([text for text, _ in train_texts])
-        teacher = bert(tokenizer, width=96, layers=3)
+        teacher = bert(tokenizer, width=64, layers=1)
     train_set, test_set = encode(train_texts, tokenizer), encode(test_texts, tokenizer)
     shared = {"eval_dataset": test_set, "data_collator": DataCollatorWithPadding(tokenizer)}
     if not options.teacher:
@@ -178,7 +179,7 @@ def main(options: Options) -> None:
     results = {}
     for method in ("student", "VID"):
         set_seed(options.seed)
-        student = bert(tokenizer, width=48, layers=1)
+        student = bert(tokenizer, width=24, layers=1)
         args = arguments(options, method, options.student_steps)
         if method == "student":
             trainer = Trainer(student, args, train_dataset=few, **shared)

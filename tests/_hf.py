@@ -90,7 +90,7 @@ def sentences(rows: int = 16, length: int = 8) -> list[dict]:
     return [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": x} for x in ids]
 
 
-def arguments(folder, **options) -> TrainingArguments:
+def arguments(folder, cls=TrainingArguments, **options) -> TrainingArguments:
     defaults = {
         "per_device_train_batch_size": 4,
         "max_steps": 4,
@@ -103,7 +103,7 @@ def arguments(folder, **options) -> TrainingArguments:
         "log_level": "error",
         "dataloader_pin_memory": False,
     }
-    return TrainingArguments(output_dir=str(folder), **{**defaults, **options})
+    return cls(output_dir=str(folder), **{**defaults, **options})
 
 
 def logged(trainer, key: str) -> list[float]:

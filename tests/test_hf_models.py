@@ -165,9 +165,7 @@ class OfEncoder(VIDTrainerMixin, Seq2SeqTrainer):
 def test_seq2seq(tmp_path, cls, side):
     layer = f"{side}.final_layer_norm"
     rows = [{**row, "labels": row["input_ids"][:5]} for row in sentences()]
-    args = Seq2SeqTrainingArguments(
-        **{**arguments(tmp_path).to_dict(), "predict_with_generate": True, "max_steps": 2}
-    )
+    args = arguments(tmp_path, Seq2SeqTrainingArguments, predict_with_generate=True, max_steps=2)
     trainer = cls(
         t5(16, 0),
         args,
