@@ -169,15 +169,30 @@ def test_weight_zero_trains_the_plain_student_bit_for_bit():
     assert_same_state(student, state_of(plain))
 
 
-def test_the_teacher_is_put_into_eval_mode_at_every_call():
+def test_the_teacher_runs_in_eval_mode_at_every_call():
+    """Whatever its owner does to it, a part that was added later included."""
     student, teacher, distiller = make()
+    teacher.fc = nn.Sequential(nn.Dropout(0.5), teacher.fc)
     before = state_of(teacher)
+    modes = []
+    for module in teacher.modules():
+        module.register_forward_hook(lambda module, *_: modes.append(module.training))
     for _ in range(2):
         teacher.train()
         student(images())
         distiller(images())
-        assert not any(module.training for module in teacher.modules())
+    assert modes
+    assert not any(modes)
     assert_same_state(teacher, before)
+
+
+def test_a_part_that_student_and_teacher_share_keeps_its_mode():
+    student, teacher = cnn_pair()
+    shared = student.pool = teacher.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5))
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    student(images())
+    distiller(images())
+    assert shared[1].training
 
 
 def test_the_teacher_may_be_used_for_other_ends():
@@ -216,7 +231,7 @@ def tokens():
     }
 
 
-@pytest.mark.parametrize("given", ["as mask", "as attention_mask"])
+@pytest.mark.parametrize("given", ["as token_mask", "as attention_mask"])
 @pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 def test_padding_changes_nothing(norm, given):
     torch.manual_seed(0)
@@ -227,8 +242,8 @@ def test_padding_changes_nothing(norm, given):
     for padding in (0, 7):
         ids = batch["input_ids"].masked_fill(mask == 0, padding)
         student(ids)
-        if given == "as mask":
-            values.append(distiller(ids, mask=mask))
+        if given == "as token_mask":
+            values.append(distiller(ids, token_mask=mask))
         else:
             values.append(distiller(input_ids=ids, attention_mask=mask))
     torch.testing.assert_close(*values)
@@ -309,11 +324,12 @@ def test_a_pair_without_parameters_gives_no_empty_group():
     assert distiller.parameter_groups(weight_decay=0.1) == []
 
 
-def test_heads_that_are_in_no_optimizer_are_noticed():
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["plain", "fused"])
+def test_heads_that_are_in_no_optimizer_are_noticed(options):
     student, _, distiller = make()
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
-    with pytest.raises(RuntimeError, match=r"add_param_group\(\{'params': distiller.parameters"):
-        train(student, distiller, optimizer, steps=3)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01, **options)
+    with pytest.warns(UserWarning, match=r"add_param_group\(\{'params': distiller.parameters"):
+        train(student, distiller, optimizer, steps=8)
 
 
 def test_heads_in_an_optimizer_raise_no_alarm():
@@ -324,13 +340,28 @@ def test_heads_in_an_optimizer_raise_no_alarm():
         student(images())
         distiller(images()).backward()
     student.load_state_dict(student.state_dict())
-    train(student, distiller, optimizer, steps=4)
+    train(student, distiller, optimizer, steps=8)
+
+
+def test_heads_with_an_optimizer_of_their_own_raise_no_alarm():
+    student, _, distiller = make()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
+    heads_optimizer = torch.optim.AdamW(distiller.parameters(), fused=True)
+    for _ in range(3):
+        train(student, distiller, optimizer, steps=3)
+        heads_optimizer.step()
+
+
+def test_heads_that_nothing_weighs_raise_no_alarm():
+    student, _, distiller = make([Pair("stage1", "stage1", 0.0)])
+    optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.05)
+    train(student, distiller, optimizer, steps=9)
 
 
 def test_frozen_heads_raise_no_alarm():
     student, _, distiller = make()
     distiller.requires_grad_(False)
-    train(student, distiller, torch.optim.SGD(student.parameters(), lr=0.05), steps=4)
+    train(student, distiller, torch.optim.SGD(student.parameters(), lr=0.05), steps=8)
 
 
 def test_close_and_with_leave_no_hook():
@@ -376,6 +407,12 @@ def test_another_batch_than_the_students_is_refused():
         ({}, ValueError, "pairs: expected at least one pair; got none"),
         ([], ValueError, "pairs: expected at least one pair; got none"),
         ("stage1", TypeError, "pairs: expected a dict .* got 'stage1'"),
+        (None, TypeError, "pairs: expected a dict .* got None"),
+        (
+            [Pair("fc", "fc", name="a.b"), Pair("stage1", "stage1", name="a/b")],
+            ValueError,
+            "a name of its own; got 'a/b' twice",
+        ),
         (["stage1"], TypeError, "pairs: expected a dict"),
         (Pair("stage1", "stage1"), TypeError, "or a list of Pair; got Pair"),
         ([Pair("fc", "fc"), Pair("fc", "fc")], ValueError, "a name of its own; got 'fc->fc' twice"),
@@ -465,7 +502,8 @@ def test_a_copied_model_trains_on_its_own():
     twin = copy.deepcopy(model)
     assert twin.student is not student
     assert twin.distiller.student is twin.student
-    assert twin.distiller._teacher is distiller._teacher  # shared: an EMA need not double it
+    # Shared: an EMA need not double it.
+    assert twin.distiller._teacher.model is distiller._teacher.model
     before = state_of(model)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
     twin(images())[1].backward()
@@ -473,3 +511,39 @@ def test_a_copied_model_trains_on_its_own():
     assert_same_state(model, before)
     with pytest.raises(RuntimeError, match="has not run forward"):
         distiller(images())
+
+
+def test_closing_a_copy_leaves_the_original_open():
+    student, teacher, distiller = make()
+    model = DistillationModel(student, distiller)
+    copy.deepcopy(model).distiller.close()
+    assert torch.isfinite(model(images())[1])
+    distiller.close()
+    assert hook_count(teacher) == 0
+    closed = copy.deepcopy(model)
+    assert closed.distiller._tap.closed
+    assert hook_count(teacher) == 0
+
+
+def test_a_students_own_mask_reaches_it():
+    """Ours has another name: theirs is none of our business."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x, mask):
+            return self.fc(x * mask)
+
+    student, teacher, x, mask = Masked(), Masked(), torch.randn(4, 3), torch.tensor([1.0, 0, 1])
+    distiller = Distiller(student, teacher, {"fc": "fc"}, example={"x": x, "mask": mask})
+    output, _ = DistillationModel(student, distiller)(x, mask=mask)
+    torch.testing.assert_close(output, student(x, mask=mask))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel])
+def test_a_data_parallel_student_is_refused(wrap):
+    student, teacher = cnn_pair()
+    with pytest.raises(ValueError, match=r"DistributedDataParallel\(DistillationModel\(student"):
+        Distiller(wrap(student), teacher, PAIRS, example=images())

@@ -164,7 +164,7 @@ def test_forms_one_map_and_keeps_one_map():
         ({"reduction": "avg"}, r"reduction: expected one of .*got 'avg'"),
         ({"mean": torch.zeros(3, 1, 2, 4)}, r"one shape; got \(3, 1, 2, 4\) and \(3, 5, 2, 4\)"),
         ({"var": torch.ones(1)}, r"one variance a channel, shape \(5,\); got \(1,\)"),
-        ({"mask": torch.ones(3, 4)}, r"mask: expected shape"),
+        ({"mask": torch.ones(3, 4)}, r"mask: expected tokens \(N, L, C\) and a mask"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

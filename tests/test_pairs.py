@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,7 +23,7 @@ def test_names_tell_layers_and_loss(pair, name):
     assert pair.label == name
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "much"])
 def test_weight_must_be_finite_and_not_negative(weight):
     with pytest.raises(ValueError, match="Pair 'a' -> 'b', weight: expected a finite number, 0 or"):
         Pair("a", "b", weight)
@@ -39,10 +40,12 @@ def test_name_must_be_usable_as_a_modules(name):
         Pair("a", "b", name=name)
 
 
-def test_a_class_that_takes_no_shapes_is_refused_with_what_to_write():
+@pytest.mark.parametrize("loss", [KDLoss, ATLoss, torch.nn.functional.mse_loss])
+def test_what_takes_no_shapes_is_refused_with_what_to_write(loss):
     feature = torch.randn(2, 3)
-    with pytest.raises(TypeError, match=r"Pair 'a' -> 'b': .*pass a module: loss=KDLoss\(\)"):
-        Pair("a", "b", loss=KDLoss).build_loss(feature, feature)
+    advice = rf"Pair 'a' -> 'b': .*pass a module: loss={loss.__name__}\(\)"
+    with pytest.raises(TypeError, match=advice):
+        Pair("a", "b", loss=loss).build_loss(feature, feature)
 
 
 def test_what_builds_no_module_is_refused():
@@ -74,6 +77,36 @@ def test_transforms_come_before_the_layout():
     loss = pair.build_loss(student, teacher)
     expected = ATLoss()(student, teacher[:, 1:].mT.reshape(2, 6, 4, 4))
     torch.testing.assert_close(pair.term(loss, student, teacher, None), expected)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_map_that_looks_like_nhwc_must_be_marked_when_its_head_is_built(side):
+    nchw, nhwc = torch.randn(2, 96, 7, 7), torch.randn(2, 7, 7, 96)
+    features = (nhwc, nchw) if side == "student" else (nchw, nhwc)
+    with pytest.raises(ValueError, match=r"looks like \(N, H, W, C\). Pass channel_dim=-1"):
+        Pair("a", "b").build_loss(*features)
+    Pair("a", "b", channel_dim=-1).build_loss(nhwc, nhwc)
+    # In training, one of many resolutions may look like that: (N, 7, 7, 9) of a 7-channel map.
+    loss = Pair("a", "b").build_loss(torch.randn(2, 7, 5, 9), torch.randn(2, 7, 5, 9))
+    Pair("a", "b").term(loss, torch.randn(2, 7, 7, 9), torch.randn(2, 7, 7, 9), None)
+
+
+@pytest.mark.parametrize("channel_dim", [(-1,), True, "last", (1, 2, 3), (1, "a")])
+def test_channel_dim_must_be_one_or_two_dimensions(channel_dim):
+    with pytest.raises(TypeError, match=r"channel_dim: expected an int, None or a tuple of two"):
+        Pair("a", "b", channel_dim=channel_dim)
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_transform_must_return_a_tensor(side):
+    pair = Pair("a", "b", **{f"{side}_transform": lambda x: None})
+    with pytest.raises(TypeError, match=f"tensor as the {side} feature; .* {side}_transform"):
+        pair.build_loss(torch.randn(2, 3), torch.randn(2, 3))
+
+
+def test_a_replaced_pair_gets_a_label_of_its_own():
+    pair = replace(Pair("a", "b"), student="c", loss=KDLoss())
+    assert pair.label == "c->b KDLoss"
 
 
 def test_channel_dim_may_differ_between_student_and_teacher():

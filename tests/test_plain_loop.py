@@ -105,8 +105,42 @@ def test_a_student_compiled_and_run_before_it_is_tapped_is_noticed():
     fast(images())
     distiller = Distiller(fast, teacher, PAIRS, example=images())
     fast(images())
-    with pytest.raises(RuntimeError, match="compile the model after it was tapped"):
+    with pytest.raises(RuntimeError, match=r"Compile the model after it was tapped"):
         distiller(images())
+
+
+def test_several_students_of_one_class_compiled_in_one_process():
+    """Dynamo shares code between them and looks at no hooks: what the error message advises."""
+
+    def last_step(distil):
+        student, teacher = cnn_pair()
+        distiller = Distiller(student, teacher, PAIRS, example=images()) if distil else None
+        fast = torch.compile(student, backend="eager")
+        for _ in range(2):
+            fast(images())
+        return distiller(images()) if distiller else None
+
+    torch.compiler.reset()
+    last_step(distil=False)
+    with pytest.raises(RuntimeError, match="skip_nnmodule_hook_guards = False"):
+        last_step(distil=True)
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        for distil in (True, False, True):
+            assert (last_step(distil) is not None) == distil
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_an_in_place_neighbour_is_noticed_in_a_compiled_model(whose):
+    torch.compiler.reset()
+    models = dict(zip(("student", "teacher"), cnn_pair(), strict=True))
+    models[whose].stage1[2] = nn.ReLU(inplace=True)
+    if whose == "teacher":
+        models[whose] = torch.compile(models[whose], backend="aot_eager")
+    else:
+        models[whose].compile(backend="aot_eager")
+    with pytest.raises(RuntimeError, match=f"'stage1.1' of the {whose} was changed in place"):
+        Distiller(**models, pairs={"stage1.1": "stage1.1"}, example=images())
 
 
 def test_compiled_distillation_model_is_one_graph_and_equals_eager():
@@ -234,14 +268,16 @@ def test_an_ema_of_the_distillation_model_evaluates():
 
 
 def test_distributed_data_parallel_in_one_process(tmp_path):
-    """The wrapped student is tapped through the wrapper; heads live in a wrapper of their own."""
+    """Student and heads in one wrapper, or in one each."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     try:
         student, teacher = cnn_pair()
+        distiller = Distiller(student, teacher, PAIRS, example=images())
         parallel = nn.parallel.DistributedDataParallel(student)
-        distiller = Distiller(parallel, teacher, PAIRS, example=images())
+        with pytest.raises(ValueError, match="expected a plain model; got DistributedDataP"):
+            Distiller(parallel, teacher, PAIRS, example=images())
         heads = nn.parallel.DistributedDataParallel(distiller)
         (F.cross_entropy(parallel(images()), LABELS) + heads(images())).backward()
         assert_only_student_and_heads_have_gradients(student, teacher, distiller)
