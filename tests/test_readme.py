@@ -6,18 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from _asserts import hook_count
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```(?P<language>python|diff)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^## (?P<title>.*)$", re.MULTILINE)
 
 
 def blocks():
     text = README.read_text()
     for match in BLOCK.finditer(text):
+        titles = HEADING.findall(text[: match.start()])
         line = text[: match.start()].count("\n") + 2
-        yield pytest.param(match["language"], match["code"], id=f"line {line}")
+        name = titles[-1] if titles else "first"
+        yield pytest.param(name, match["language"], match["code"], id=f"{name}, line {line}")
 
 
 class Net(nn.Module):
@@ -34,10 +37,8 @@ class Net(nn.Module):
         return self.fc(self.layer4(self.layer3(self.conv1(x))).mean((2, 3)))
 
 
-@pytest.fixture
-def script():
-    """The script that a reader of the README already has."""
-    torch.manual_seed(0)
+def plain_script(_):
+    """What a reader with a loop of their own has."""
     student, teacher = Net(4), Net(8)
     images, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 5, (4,))
     return {
@@ -52,17 +53,66 @@ def script():
     }
 
 
-@pytest.mark.parametrize(("language", "code"), list(blocks()))
-def test_block_runs(language, code, script):
+def hugging_face_script(folder):
+    transformers = pytest.importorskip("transformers")
+    student, teacher = (
+        transformers.BertForSequenceClassification(
+            transformers.BertConfig(
+                vocab_size=20,
+                hidden_size=8,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                intermediate_size=8,
+            )
+        )
+        for layers in (2, 4)
+    )
+    row = {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1], "labels": 1}
+    args = transformers.TrainingArguments(
+        output_dir=str(folder), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    rows = [row] * 4
+    names = {"student": student, "teacher": teacher, "args": args}
+    return {**names, "train_set": rows, "eval_set": rows}
+
+
+def accelerate_script(folder):
+    pytest.importorskip("accelerate")
+    script = plain_script(folder)
+    samples = TensorDataset(script["images"], script["labels"])
+    loader = DataLoader(samples, batch_size=2)
+    return {**script, "train_loader": loader, "validation_loader": loader, "epochs": 1}
+
+
+def timm_script(folder):
+    timm = pytest.importorskip("timm")
+    student, teacher = (
+        timm.create_model(name, num_classes=5) for name in ("resnet10t", "resnet14t")
+    )
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,))
+    return {"student": student, "teacher": teacher, "loader": [(images, labels)]}
+
+
+SCRIPTS = {
+    "Hugging Face Trainer": hugging_face_script,
+    "Accelerate, and transfer between data sets": accelerate_script,
+    "timm": timm_script,
+}
+
+
+@pytest.mark.parametrize(("section", "language", "code"), list(blocks()))
+def test_block_runs(section, language, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    script = SCRIPTS.get(section, plain_script)(tmp_path)
     before = {name: p.clone() for name, p in script["student"].named_parameters()}
     if language == "diff":
         assert not re.search(r"^[^+ -]", code, re.MULTILINE)
         code = "\n".join(line[1:] for line in code.splitlines() if not line.startswith("-"))
     exec(compile(code, str(README), "exec"), script)
-    if "optimizer.step()" in code:
-        moved = [
-            n for n, p in script["student"].named_parameters() if not torch.equal(p, before[n])
-        ]
+    if "optimizer.step()" in code or "train(" in code:
+        after = dict(script["student"].named_parameters())
+        moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert moved, "the block trains, and the student did not move"
 
 
@@ -71,9 +121,7 @@ def test_the_diff_comes_before_line_25():
 
 
 def test_every_local_link_leads_somewhere():
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README.read_text()):
+    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README.read_text())
+    assert targets
+    for target in targets:
         assert (README.parent / target).exists(), target
-
-
-def test_the_script_fixture_has_no_hooks_of_its_own(script):
-    assert hook_count(script["student"]) == 0
