@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from vid_loss import DistillationModel, Distiller
+from vid_loss.guards import holds_all
 from vid_loss.subsets import labelled_cross_entropy
 
 try:
@@ -19,6 +20,7 @@ try:
     from tqdm.auto import tqdm
 
     from .accelerate_checkpoints import export_student, load_checkpoint, save_checkpoint
+    from .accelerate_means import LossMeans
 except ImportError as error:
     raise ImportError(
         "The Accelerate loop needs accelerate, safetensors and tqdm: "
@@ -121,14 +123,10 @@ def train(
         The progress, after the last epoch. The accelerator has forgotten what it prepared.
 
     Raises:
-        ValueError: if the order of the samples would not survive a resume.
-        RuntimeError: if the distiller's parameters are not in the optimizer.
+        ValueError: if the order of the samples would not survive a resume, or the distiller's
+            parameters are not in the optimizer.
     """
-    if not accelerator.use_seedable_sampler:
-        raise ValueError(
-            "train, accelerator: expected an order of samples that resumes; got another. Pass "
-            "Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))."
-        )
+    _check(accelerator, optimizer, distiller)
     if distiller is not None:
         distiller.to(accelerator.device)  # and the teacher, which no engine knows of
     model, optimizer, batches, validation_batches = accelerator.prepare(
@@ -144,7 +142,7 @@ def train(
     ) as bar:
         for epoch in range(progress.epoch, epochs):
             batches.set_epoch(epoch)
-            means = _Means()
+            means = LossMeans()
             for task in _train_steps(
                 accelerator, model, optimizer, batches, task_loss, max_grad_norm
             ):
@@ -207,26 +205,17 @@ def _train_steps(
         yield task.detach()
 
 
-class _Means:
-    """The mean of each loss over an epoch, kept on the device."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.values: dict[str, Tensor] = {}
-        self.count = 0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        self.values = {name: value.float() for name, value in values.items()}
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in self.values.items()}
-        self.count += 1
-
-    def last(self) -> dict[str, str]:
-        return {name: f"{value.item():.3g}" for name, value in self.values.items()}
-
-    def over_processes(self, accelerator: Accelerator) -> dict[str, float]:
-        stacked = torch.stack([value.to(accelerator.device) for value in self.sums.values()])
-        means = accelerator.reduce(stacked / self.count, "mean").tolist()
-        return dict(zip(self.sums, means, strict=True))
+def _check(accelerator: Accelerator, optimizer: Optimizer, distiller: Distiller | None) -> None:
+    if not accelerator.use_seedable_sampler:
+        raise ValueError(
+            "train, accelerator: expected an order of samples that resumes; got another. Pass "
+            "Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))."
+        )
+    if distiller is not None and not holds_all(optimizer, distiller):
+        raise ValueError(
+            "train, optimizer: expected the distiller's parameters too; got one without them. "
+            "Add: optimizer.add_param_group({'params': distiller.parameters()})"
+        )
 
 
 def _resume(accelerator: Accelerator, schedule: LRScheduler, output: Path) -> Progress:

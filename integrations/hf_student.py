@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from vid_loss.distiller import Distiller
+from vid_loss.guards import holds_all
 
 HEADS = "vid_heads"
 FIELD = "transfer_loss"
@@ -141,8 +142,7 @@ def transfer_of(output: Any) -> Tensor:
 
 def refuse_optimizer_without_heads(optimizer: Any, distiller: Distiller) -> None:
     """Raises the RuntimeError that says which line an optimizer of the user's lacks."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if any(p.requires_grad and id(p) not in held for p in distiller.parameters()):
+    if not holds_all(optimizer, distiller):
         raise RuntimeError(
             "VIDTrainer, optimizers: expected the heads in the optimizer; got one without them. "
             "Before train() add: optimizer.add_param_group({'params': "

@@ -197,7 +197,7 @@ def test_clipping_counts_the_gradients_of_heads(accelerator, tmp_path, monkeypat
 
 
 def test_heads_outside_the_optimizer_are_refused(accelerator, tmp_path):
-    with pytest.raises(RuntimeError, match="add_param_group"):
+    with pytest.raises(ValueError, match="add_param_group"):
         run(accelerator, tmp_path, heads=False)
 
 

@@ -1,7 +1,6 @@
 """The sum over pairs in the paper's equation (2), for any training loop."""
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -210,13 +209,8 @@ class Distiller(nn.Module):
         Args:
             weight_decay: the decay of weight matrices.
 
-        Example:
-            >>> import torch
-            >>> nets = nn.Linear(2, 3), nn.Linear(2, 3)
-            >>> distiller = Distiller(*nets, {"": ""}, example=torch.zeros(1, 2))
-            >>> groups = distiller.parameter_groups(weight_decay=0.1)
-            >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
-            [(1, 0.1), (2, 0.0)]
+        Returns:
+            One group with that decay and one without; a group that would be empty is left out.
         """
         parameters = list(self.parameters())
         groups = [
@@ -234,12 +228,7 @@ class Distiller(nn.Module):
         """Returns the distiller, to be closed at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the distiller."""
         self.close()
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 @contextmanager
@@ -40,6 +41,12 @@ def refuse_data_parallel(student: nn.Module) -> None:
             "would not see the heads. Build the Distiller first, and wrap student and heads "
             "together: DistributedDataParallel(DistillationModel(student, distiller))."
         )
+
+
+def holds_all(optimizer: Optimizer, module: nn.Module) -> bool:
+    """Whether an optimizer has every parameter of a module that is to be trained."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return all(id(p) in held for p in module.parameters() if p.requires_grad)
 
 
 class HeadCheck:

@@ -3,7 +3,6 @@
 import copy
 import weakref
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -170,12 +169,7 @@ class FeatureTap:
         """Returns the tap, to be closed at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the tap."""
         self.close()
 
