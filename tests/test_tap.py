@@ -179,7 +179,7 @@ def test_evaluation_keeps_no_tensor_alive():
     model = TinyCNN(4).eval()
     tap = FeatureTap(model, ["stage1"], train_only=True)
     model(images())
-    assert not tap._recorder.captures
+    assert not tap.recorder.captures
 
 
 def test_a_layer_called_outside_the_models_forward_is_not_recorded():
@@ -232,7 +232,7 @@ def test_the_last_forward_counts():
 def test_a_disabled_tap_records_nothing():
     model = TinyCNN(4)
     tap = FeatureTap(model, ["fc"])
-    tap.enabled = False
+    tap.recorder.enabled = False
     model(images())
     with pytest.raises(RuntimeError, match="has not run forward"):
         tap.collect()
@@ -271,8 +271,8 @@ def test_a_forward_that_raises_leaves_no_feature():
     model.fc = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(images())
-    assert not tap._recorder.captures
-    assert not tap._recorder.armed
+    assert not tap.recorder.captures
+    assert not tap.recorder.armed
     with pytest.raises(RuntimeError, match="has not run forward"):
         tap.collect()
 

@@ -26,6 +26,9 @@ class FeatureTap:
         train_only: record only forwards in train mode with gradients on.
         owner: what messages call the model.
 
+    Attributes:
+        recorder: what the hooks write to; ``recorder.enabled = False`` lets forwards pass.
+
     Raises:
         TypeError: if a spec is not a string.
         ValueError: if a spec cannot be read or names no layer; the closest names are listed.
@@ -53,7 +56,7 @@ class FeatureTap:
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for spec in self.specs.values():
             find_layer(spec.name, modules, owner)
-        self._recorder = Recorder(train_only)
+        self.recorder = Recorder(train_only)
         self._handles = self._register(modules)
         # A tap that is dropped must not leave its hooks behind. The handles know neither tap nor
         # recorder, so this keeps nothing alive.
@@ -61,7 +64,7 @@ class FeatureTap:
 
     def _register(self, modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
         # The order matters when a layer is the model itself: arm, capture, disarm.
-        recorder = self._recorder
+        recorder = self.recorder
         handles = [self.model.register_forward_pre_hook(Arm(recorder))]
         for spec in self.specs.values():
             module = modules[spec.name]
@@ -74,15 +77,6 @@ class FeatureTap:
         abandon = Abandon(recorder)
         handles.append(self.model.register_forward_hook(abandon, always_call=True))
         return handles
-
-    @property
-    def enabled(self) -> bool:
-        """Whether forwards are recorded; set it to False to let some pass unrecorded."""
-        return self._recorder.enabled
-
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        self._recorder.enabled = value
 
     @property
     def closed(self) -> bool:
@@ -100,7 +94,7 @@ class FeatureTap:
                 reached, was reached twice, was changed in place afterwards, or was recorded
                 without its gradient (reentrant checkpointing).
         """
-        recorder = self._recorder
+        recorder = self.recorder
         captures, calls, ran = recorder.captures, recorder.calls, recorder.ran
         recorder.clear()
         if not ran:
@@ -112,7 +106,7 @@ class FeatureTap:
     def _nothing_recorded(self) -> str:
         if self.closed:
             return f"The {self.owner}'s tap is closed. Build a new one."
-        when = " in train mode with gradients on" if self._recorder.train_only else ""
+        when = " in train mode with gradients on" if self.recorder.train_only else ""
         return (
             f"The {self.owner} has not run forward{when} since its features were last taken. "
             "Call it on the batch first, once for each loss; in evaluation use the task loss "
@@ -138,7 +132,7 @@ class FeatureTap:
                 f"{layer} was changed in place after it was read, so its feature is lost. "
                 f"{self._inplace_advice(text)}"
             )
-        if self._recorder.train_only and not (capture.grad_enabled or capture.tensor.requires_grad):
+        if self.recorder.train_only and not (capture.grad_enabled or capture.tensor.requires_grad):
             raise RuntimeError(
                 f"{layer} was read without its gradient, inside a reentrant checkpoint. Use "
                 "gradient checkpointing with use_reentrant=False, or tap the checkpoint's end."
@@ -155,11 +149,11 @@ class FeatureTap:
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
         self._finalizer()
-        self._recorder.clear()
+        self.recorder.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureTap":
         """A copy taps the copy of its model, unless it is closed."""
-        model, train_only = copy.deepcopy(self.model, memo), self._recorder.train_only
+        model, train_only = copy.deepcopy(self.model, memo), self.recorder.train_only
         twin = FeatureTap(model, self.specs, train_only=train_only, owner=self.owner)
         if self.closed:
             twin.close()

@@ -51,7 +51,7 @@ class Teacher:
         self.model = model
         self.tap = FeatureTap(model, layers, owner="teacher")
         # The user may run the teacher for other ends: nothing is kept from those forwards.
-        self.tap.enabled = False
+        self.tap.recorder.enabled = False
         self.inputs = inputs
         self._borrowed = False
 
@@ -78,11 +78,11 @@ class Teacher:
         in_train_mode = [module for module in self.tap.model.modules() if module.training]
         for module in in_train_mode:
             module.training = False
-        self.tap.enabled = True
+        self.tap.recorder.enabled = True
         try:
             self.model(*args, **kwargs)
         finally:
-            self.tap.enabled = False
+            self.tap.recorder.enabled = False
             for module in in_train_mode:
                 module.training = True
         return self.tap.collect()
