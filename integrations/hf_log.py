@@ -45,3 +45,9 @@ class LossMeans:
         logs = dict(zip(self.sums, means, strict=True))
         self.sums, self.steps = {}, 0.0
         return logs
+
+
+def explained_variances(distiller: Distiller) -> dict[str, float]:
+    """Returns how much of the teacher's feature each VIDLoss pair explains, in this process."""
+    found = distiller.diagnostics()
+    return {f"explained_variance/{name}": x.explained_variance for name, x in found.items()}

@@ -105,7 +105,8 @@ def test_training_moves_student_and_heads_and_records_every_epoch(accelerator, t
     before = net_parameters_at_start()
     progress, student, _ = run(accelerator, tmp_path)
     assert progress.epoch == 2
-    assert [set(epoch) for epoch in progress.history] == [{"task", "2:input->2", "validation"}] * 2
+    names = {"task", "2:input->2", "explained_variance/2:input->2", "validation"}
+    assert [set(epoch) for epoch in progress.history] == [names] * 2
     assert progress.history[1]["2:input->2"] < progress.history[0]["2:input->2"]
     assert not torch.equal(student[0].weight, before)
     assert progress.best_percent == max(epoch["validation"] for epoch in progress.history)

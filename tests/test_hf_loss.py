@@ -34,6 +34,8 @@ def test_log_has_task_and_transfer_loss_and_each_pair(tmp_path):
     for i in range(2):
         assert task[i] + transfer[i] == pytest.approx(loss[i], rel=1e-5)
         assert 10.0 * vid[i] + kd[i] == pytest.approx(transfer[i], rel=1e-5)
+    explained = trainer.distiller.diagnostics()[NAME].explained_variance
+    assert logged(trainer, f"explained_variance/{NAME}")[-1] == pytest.approx(explained)
 
 
 def test_masked_tokens_count_nowhere(tmp_path):
