@@ -34,6 +34,7 @@ class FeatureTap:
         ValueError: if a spec cannot be read or names no layer; the closest names are listed.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> with FeatureTap(model, ["0", "2:input"]) as tap:
         ...     _ = model(torch.zeros(4, 2))
