@@ -54,7 +54,7 @@ class Progress:
         best_percent: that accuracy.
         history: for each epoch the mean task loss, each pair's mean loss by name (unweighted,
             over all processes), the variance of the teacher's feature that each VIDLoss pair
-            explains (in one process's last batch) and the accuracy on validation data in percent.
+            explains (in the last batches) and the accuracy on validation data in percent.
     """
 
     epoch: int = 0
@@ -154,7 +154,9 @@ def train(
             schedule.step()
             validation = evaluate(accelerator, model, validation_batches).percent
             losses = means.over_processes(accelerator)
-            progress.record({**losses, **_explained(distiller), "validation": validation})
+            progress.record(
+                {**losses, **_explained(accelerator, distiller), "validation": validation}
+            )
             accelerator.log(progress.history[-1], step=progress.epoch)
             _save(accelerator, model, schedule, progress, output)
     accelerator.free_memory()
@@ -206,9 +208,13 @@ def _train_steps(
         yield task.detach()
 
 
-def _explained(distiller: Distiller | None) -> dict[str, float]:
+def _explained(accelerator: Accelerator, distiller: Distiller | None) -> dict[str, float]:
     found = distiller.diagnostics() if distiller is not None else {}
-    return {f"explained_variance/{name}": x.explained_variance for name, x in found.items()}
+    if not found:
+        return {}
+    values = [pair.explained_variance for pair in found.values()]
+    means = accelerator.reduce(torch.tensor(values, device=accelerator.device), "mean").tolist()
+    return {f"explained_variance/{name}": x for name, x in zip(found, means, strict=True)}
 
 
 def _check(accelerator: Accelerator, optimizer: Optimizer, distiller: Distiller | None) -> None:

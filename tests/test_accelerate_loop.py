@@ -90,6 +90,15 @@ def launch(output: Path, *options: str, processes: int = 1) -> subprocess.Comple
     )
 
 
+def means_of(end: dict) -> dict:
+    """What a run came to, but for the diagnostics: they describe each process's last batch."""
+    history = [
+        {name: value for name, value in epoch.items() if not name.startswith("explained_variance")}
+        for epoch in end["history"]
+    ]
+    return {**end, "history": history}
+
+
 def finish(output: Path, *options: str, processes: int = 1) -> dict:
     """Runs the child to its end and returns what it came to, the same in every process."""
     done = launch(output, *options, processes=processes)
@@ -276,7 +285,7 @@ def test_a_killed_run_ends_where_the_whole_run_ends(tmp_path, whole_run, kill, l
 
 def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path, whole_run_without_dropout):
     two = finish(tmp_path / "two", "--no-dropout", processes=2)
-    torch.testing.assert_close(two, whole_run_without_dropout)
+    torch.testing.assert_close(means_of(two), means_of(whole_run_without_dropout))
     killed = launch(tmp_path / "killed", "--no-dropout", "--kill-at-step", "6", processes=2)
     assert killed.returncode != 0
     resumed = finish(tmp_path / "killed", "--no-dropout", processes=2)
