@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .cache import FeatureCache
 from .diagnostics import PairDiagnostics, report
 from .guards import HeadCheck, refuse_data_parallel, undisturbed
 from .layer_spec import unwrap
@@ -37,6 +39,12 @@ class Distiller(nn.Module):
             once, in eval mode; their modes, buffers and the random state stay as they were.
         teacher_inputs: called with the student's arguments, returns the teacher's in one of the
             three forms: another normalisation, resolution or tokenisation.
+        teacher_dtype: runs the teacher under autocast in this dtype, such as ``torch.bfloat16``;
+            its weights stay as they are.
+        stop_teacher: end the teacher's forward at its last tapped layer, with an exception that
+            its callers do not see. Not for a teacher that FSDP shards.
+        cache: keeps the teacher's features of each sample, for inputs that do not change between
+            epochs; calls then need ``sample_index``.
         diagnose: keep in every step what :meth:`diagnostics` needs.
 
     Attributes:
@@ -61,6 +69,9 @@ class Distiller(nn.Module):
         *,
         example: Inputs,
         teacher_inputs: Callable[..., Inputs] | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        stop_teacher: bool = False,
+        cache: FeatureCache | None = None,
         diagnose: bool = True,
     ) -> None:
         super().__init__()
@@ -75,11 +86,12 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict()
         self.terms: dict[str, Tensor] = {}
         self._diagnose = diagnose
+        self._cache = cache
         self._head_check = HeadCheck()
         student_layers = [pair.student for pair in self.pairs.values()]
         teacher_layers = [pair.teacher for pair in self.pairs.values()]
         args, kwargs = as_call(example, "Distiller, example")
-        self._teacher = Teacher(teacher, teacher_layers, teacher_inputs)
+        self._teacher = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
         try:
             with undisturbed(unwrap(student), unwrap(teacher)):
                 with FeatureTap(student, student_layers, owner="student") as tap:
@@ -88,6 +100,8 @@ class Distiller(nn.Module):
                 self._build_losses(
                     student_features, self.teacher_features(*args, **kwargs), mask_in(kwargs)
                 )
+            if stop_teacher:  # not before the example has run to its end, with all checks
+                self._teacher.stop_early()
             self._tap = FeatureTap(student, student_layers, train_only=True, owner="student")
         except BaseException:
             self._teacher.tap.close()
@@ -116,13 +130,20 @@ class Distiller(nn.Module):
         """The student, without any wrapper."""
         return self._tap.model
 
-    def forward(self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        *args: Any,
+        token_mask: Tensor | None = None,
+        sample_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Returns the weighted transfer terms of the batch that the student has just seen.
 
         Args:
             *args: positional inputs of the student, for the teacher.
             token_mask: ``(N, L)``, nonzero at the tokens that count, for every pair of tokens.
                 None takes an ``attention_mask`` of that rank from the keyword arguments.
+            sample_index: ``(N,)``, each sample's place in its data set, for the cache.
             **kwargs: keyword inputs of the student, for the teacher.
 
         Returns:
@@ -136,13 +157,23 @@ class Distiller(nn.Module):
         """
         if any(self.weights.values()):
             self._head_check(self.student, self.losses)
-        return _total(self.weighted_terms(*args, token_mask=token_mask, **kwargs))
+        terms = self.weighted_terms(
+            *args, token_mask=token_mask, sample_index=sample_index, **kwargs
+        )
+        return _total(terms)
 
     def weighted_terms(
-        self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        token_mask: Tensor | None = None,
+        sample_index: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
-        teacher_features = self.teacher_features(*args, **kwargs)
+        if self._cache is None:
+            teacher_features = self.teacher_features(*args, **kwargs)
+        else:
+            teacher_features = self._cache.features(self._teacher, args, kwargs, sample_index)
         token_mask = mask_in(kwargs) if token_mask is None else token_mask
         return self._weighted(self._tap.collect(), teacher_features, token_mask)
 

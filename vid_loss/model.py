@@ -36,13 +36,18 @@ class DistillationModel(nn.Module):
         self._no_split_modules = getattr(unwrap(student), "_no_split_modules", None)
 
     def forward(
-        self, *args: Any, token_mask: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        token_mask: Tensor | None = None,
+        sample_index: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, Tensor]:
         """Runs the student; while training, adds the teacher and the transfer terms.
 
         Args:
             *args: positional inputs of the student.
             token_mask: as in :meth:`Distiller.forward`; not given to the student.
+            sample_index: likewise.
             **kwargs: keyword inputs of the student.
 
         Returns:
@@ -50,5 +55,7 @@ class DistillationModel(nn.Module):
         """
         output = self.student(*args, **kwargs)
         if self.training and torch.is_grad_enabled():
-            return output, self.distiller(*args, token_mask=token_mask, **kwargs)
+            return output, self.distiller(
+                *args, token_mask=token_mask, sample_index=sample_index, **kwargs
+            )
         return output, torch.zeros((), device=next(self.parameters()).device)

@@ -1,11 +1,13 @@
 """The frozen network that is learnt from."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .hooks import Complete
 from .tap import FeatureTap
 
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
@@ -43,21 +45,32 @@ class Teacher:
         model: the teacher.
         layers: specs of the layers to read.
         inputs: maps the student's arguments to the teacher's; None gives it the same.
+        dtype: runs the teacher under autocast in this dtype; None leaves it as it is.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Iterable[str], inputs: Callable[..., Inputs] | None
+        self,
+        model: nn.Module,
+        layers: Iterable[str],
+        inputs: Callable[..., Inputs] | None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.tap = FeatureTap(model, layers, owner="teacher")
         # The user may run the teacher for other ends: nothing is kept from those forwards.
         self.tap.recorder.enabled = False
         self.inputs = inputs
+        self.dtype = dtype
         self._borrowed = False
+
+    def stop_early(self) -> None:
+        """From now on, ends each forward at the last tapped layer."""
+        self.tap.recorder.stop_after = len(self.tap.specs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Another tap on the same model: nothing of it is trained, so an EMA need not double it."""
-        twin = Teacher(self.model, self.tap.specs, self.inputs)
+        twin = Teacher(self.model, self.tap.specs, self.inputs, self.dtype)
+        twin.tap.recorder.stop_after = self.tap.recorder.stop_after
         twin._borrowed = True
         if self.tap.closed:
             twin.tap.close()
@@ -80,9 +93,16 @@ class Teacher:
             module.training = False
         self.tap.recorder.enabled = True
         try:
-            self.model(*args, **kwargs)
+            with suppress(Complete), self._precision():
+                self.model(*args, **kwargs)
         finally:
             self.tap.recorder.enabled = False
             for module in in_train_mode:
                 module.training = True
         return self.tap.collect()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        device = next(self.tap.model.parameters()).device
+        return torch.autocast(device.type, dtype=self.dtype)
