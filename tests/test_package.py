@@ -28,6 +28,8 @@ def test_the_core_imports_torch_alone():
     standard = set(sys.stdlib_module_names)
     loaded = {name.split(".")[0] for name in done.stdout.split()} - standard
     assert loaded <= {"vid_loss", "torch"} | {n for n in loaded if n.startswith("__editable__")}
+    # A second to import, and a decorator such as torch.compiler.disable is enough to do it.
+    assert "torch._dynamo" not in done.stdout.split()
 
 
 def test_no_arrow_runs_from_the_core_to_an_adapter_or_an_example():

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from .shards import Shards
 from .teacher import Teacher
 
+_Features = Callable[
+    [Teacher, tuple[Any, ...], Mapping[str, Any], Tensor | None], dict[str, Tensor]
+]
 _CHECKSUM, _FEATURE = "input_checksum", "feature:"
 
 
@@ -32,6 +35,9 @@ class FeatureCache:
             them in this precision also when they are new.
         max_bytes: how much this process may let the folder grow to. The teacher goes on to run for
             the samples that did not fit.
+
+    Attributes:
+        features: what :class:`~vid_loss.Distiller` calls in the teacher's place.
 
     Raises:
         ImportError: if safetensors is missing.
@@ -65,14 +71,16 @@ class FeatureCache:
         self._shards: Shards | None = None
         self._teacher_state: list[tuple[int, int]] = []
         self._full_hits = 0
+        # Files are no part of a graph. A decorator would import the compiler with this library.
+        disable: Callable[[_Features], _Features] = torch.compiler.disable
+        self.features = disable(self._features)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureCache":
         """Copies of a distiller share the files, and so this."""
         return self
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
     @torch.no_grad()
-    def features(
+    def _features(
         self,
         teacher: Teacher,
         args: tuple[Any, ...],

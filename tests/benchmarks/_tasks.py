@@ -1,0 +1,105 @@
+"""What is measured: a step of training, whole and in parts."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from methods import matching_layers, pairs_of
+from models import build_model
+from torch import Tensor, nn
+
+from vid_loss import DistillationModel, Distiller, Pair
+
+# student, teacher, resolution, batch
+NETWORKS = {
+    "wrn": ("wrn-16-1", "wrn-40-2", 32, 64),
+    "resnet": ("resnet18", "resnet34", 224, 8),
+}
+
+
+def pairs(network: str, which: str) -> list[Pair]:
+    """MI-I at all stages or at the last one alone, or MI-L."""
+    student, teacher, *_ = NETWORKS[network]
+    layers = matching_layers(student, teacher)
+    if which == "mi-l":
+        return pairs_of("mi-l", layers)
+    found = pairs_of("mi-i", layers)
+    return found[-1:] if which == "last-stage" else found
+
+
+class Task:
+    """A student, a teacher and a batch; each step starts from the gradients of none."""
+
+    def __init__(self, network: str, chosen: list[Pair], *, channels_last=False, **options) -> None:
+        student, teacher, size, batch = NETWORKS[network]
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.student = build_model(student, 10).to(device, memory_format=layout)
+        self.teacher = build_model(teacher, 10).to(device, memory_format=layout).eval()
+        images = torch.randn(batch, 3, size, size, device=device)
+        self.images = images.contiguous(memory_format=layout)
+        self.labels = torch.randint(10, (batch,), device=device)
+        self.index = torch.arange(batch)
+        self.distiller = Distiller(
+            self.student, self.teacher, chosen, example=self.images, **options
+        )
+        self.model = DistillationModel(self.student, self.distiller)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
+
+    @cached_property
+    def compiled(self) -> nn.Module:
+        return torch.compile(self.model, fullgraph=True)
+
+    def student_step(self) -> None:
+        self._finish(F.cross_entropy(self.student(self.images), self.labels))
+
+    @torch.no_grad()
+    def teacher_forward(self) -> None:
+        self.teacher(self.images)
+
+    def floor(self) -> None:
+        """What a step cannot do without: the student's own step and the teacher's forward."""
+        self.student_step()
+        self.teacher_forward()
+
+    def step(self, model: nn.Module | None = None) -> None:
+        output, transfer = (model or self.model)(self.images, sample_index=self.index)
+        self._finish(F.cross_entropy(output, self.labels) + transfer)
+
+    def compiled_step(self) -> None:
+        self.step(self.compiled)
+
+    def _finish(self, loss: Tensor) -> None:
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        _wait()
+
+
+class Heads:
+    """The losses of one task alone, forward and backward, on features that are there already."""
+
+    def __init__(self, task: Task) -> None:
+        self.distiller = task.distiller
+        task.model(task.images)
+        self.teacher_features = task.distiller.teacher_features(task.images)
+        task.student(task.images)
+        self.student_features: Mapping[str, Tensor] = {
+            layer: x.detach().requires_grad_()
+            for layer, x in task.distiller._tap.collect().items()
+        }
+
+    def features(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        return self.student_features[pair.student], self.teacher_features[pair.teacher]
+
+    def ours(self) -> None:
+        terms = self.distiller._weighted(self.student_features, self.teacher_features, None)
+        sum(terms.values()).backward()
+        _wait()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

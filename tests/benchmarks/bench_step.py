@@ -1,0 +1,82 @@
+"""A whole step against the student's own step and the teacher's forward."""
+
+import pytest
+import torch
+from _tasks import NETWORKS, Heads, Task, pairs
+
+from vid_loss.cache import FeatureCache
+from vid_loss.diagnostics import observe
+
+WHICH = ("mi-l", "last-stage", "all-stages")
+ROUNDS = {"wrn": 40, "resnet": 15}
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_step_over_floor(compare, network, which):
+    task = Task(network, pairs(network, which))
+    compare(task.step, task.floor, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_cached_step_over_the_students_own(compare, network, which, tmp_path):
+    task = Task(network, pairs(network, which), cache=FeatureCache(tmp_path))
+    compare(task.step, task.student_step, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_floor_over_the_students_own_step(compare, network):
+    task = Task(network, pairs(network, "mi-l"))
+    compare(task.floor, task.student_step, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_diagnostics_over_a_step(compare, network):
+    task = Task(network, pairs(network, "all-stages"))
+    heads = Heads(task)
+    losses = task.distiller.vid_losses()
+    seen = [
+        (loss.observation.squared_residuals, heads.features(task.distiller.pairs[name])[1], loss)
+        for name, loss in losses.items()
+    ]
+
+    def diagnostics():
+        for residuals, feature, loss in seen:
+            observe(residuals, feature, loss.observation.var, None, 1e-5)
+
+    compare(diagnostics, task.step, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("variant", ["channels-last", "bfloat16", "compiled", "stopped"])
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_teacher_forward_over_eager(compare, network, variant):
+    """``stopped`` ends after the last stage but one."""
+    chosen = pairs(network, "all-stages")[:-1]
+    eager = Task(network, chosen)
+    options = {
+        "bfloat16": {"teacher_dtype": torch.bfloat16},
+        "stopped": {"stop_teacher": True},
+        "channels-last": {"channels_last": True},
+    }
+    task = Task(network, chosen, **options.get(variant, {}))
+    if variant == "compiled":
+        task.distiller._teacher.model = torch.compile(task.teacher)
+
+    compare(
+        lambda: task.distiller.teacher_features(task.images),
+        lambda: eager.distiller.teacher_features(eager.images),
+        rounds=ROUNDS[network],
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_compiled_step_over_eager(compare, network):
+    task = Task(network, pairs(network, "all-stages"))
+    compare(task.compiled_step, task.step, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_channels_last_step_over_its_floor(compare, network):
+    task = Task(network, pairs(network, "all-stages"), channels_last=True)
+    compare(task.step, task.floor, rounds=ROUNDS[network])
