@@ -1,6 +1,6 @@
 """A training loop on Accelerate: one process or many, DDP or FSDP2, mixed precision."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ except ImportError as error:
     ) from error
 
 TaskLoss = Callable[[Any, Tensor], Tensor]
+_Sample = tuple[list[Any], Tensor, dict[str, Tensor]]
 
 _STEPS_BETWEEN_DISPLAYS = 10  # reading a loss makes the host wait for the device
 
@@ -113,7 +114,9 @@ def train(
         optimizer: of the student's parameters and the distiller's, not prepared.
         schedule: of that optimizer, stepped once an epoch.
         train_loader: batches ``(*inputs, labels)``, not prepared. Labels of samples without one
-            are ``-100``. Drop the last batch if it must not weigh more than the others.
+            are ``-100``. Drop the last batch if it must not weigh more than the others. For a
+            distiller with a cache ``((*inputs, labels), sample_index)``, which is what
+            ``StackDataset(dataset, range(len(dataset)))`` gives.
         validation_loader: the same for what the best epoch is chosen on.
         epochs: how many epochs there are in all.
         output: folder of the run, on storage that every process sees.
@@ -145,7 +148,12 @@ def train(
             batches.set_epoch(epoch)
             means = LossMeans()
             for task in _train_steps(
-                accelerator, model, optimizer, batches, task_loss, max_grad_norm
+                accelerator,
+                model,
+                optimizer,
+                _samples(batches, distiller),
+                task_loss,
+                max_grad_norm,
             ):
                 means.add({"task": task, **(distiller.terms if distiller else {})})
                 bar.update()
@@ -186,19 +194,30 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any]
     return Accuracy(correct, total)
 
 
+def _samples(loader: DataLoader[Any], distiller: Distiller | None) -> Iterator[_Sample]:
+    """Tells inputs, labels and, for a cache, the samples' index apart."""
+    for batch in loader:
+        if distiller is None or distiller.cache is None:
+            *inputs, labels = batch
+            yield inputs, labels, {}
+        else:
+            (*inputs, labels), index = batch
+            yield inputs, labels, {"sample_index": index}
+
+
 def _train_steps(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    loader: DataLoader[Any],
+    samples: Iterable[_Sample],
     task_loss: TaskLoss,
     max_grad_norm: float | None,
 ) -> Iterator[Tensor]:
     """Trains for one epoch; yields each batch's task loss."""
     model.train()
-    for *inputs, labels in loader:
+    for inputs, labels, keywords in samples:
         with accelerator.accumulate(model):
-            output, transfer = model(*inputs)
+            output, transfer = model(*inputs, **keywords)
             task = task_loss(output, labels)
             accelerator.backward(task + transfer)
             if accelerator.sync_gradients and max_grad_norm is not None:

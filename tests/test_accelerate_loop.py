@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from vid_loss import Distiller, Pair
+from vid_loss.cache import FeatureCache
 
 pytest.importorskip("accelerate", reason="needs the accelerate extra")
 pytest.importorskip("safetensors", reason="needs the accelerate extra")
@@ -204,6 +205,35 @@ def test_clipping_counts_the_gradients_of_heads(accelerator, tmp_path, monkeypat
     _, student, distiller = run(accelerator, tmp_path, max_grad_norm=0.5)
     count = len(list(student.parameters())) + len(list(distiller.parameters()))
     assert set(clipped) == {(count, 0.5)}
+
+
+def test_a_cache_serves_the_teachers_features_and_changes_nothing(accelerator, tmp_path):
+    ends, runs = [], []
+    for cache in (None, FeatureCache(tmp_path / "features", dtype=torch.float32)):
+        set_seed(0)
+        student, teacher = net(8, 2), net(16, 5)
+        teacher.register_forward_hook(lambda *_, cached=bool(cache): runs.append(cached))
+        pairs, example = [Pair("2:input", "2")], torch.zeros(1, 6)
+        distiller = Distiller(student, teacher, pairs, example=example, cache=cache)
+        optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.1)
+        samples = loader(32).dataset
+        if cache:
+            samples = StackDataset(samples, range(32))
+        train(
+            accelerator,
+            student,
+            distiller,
+            optimizer=optimizer,
+            schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3),
+            train_loader=DataLoader(samples, batch_size=8, shuffle=True),
+            validation_loader=loader(13),
+            epochs=3,
+            output=tmp_path / str(bool(cache)),
+        )
+        ends.append(list(student.parameters()))
+    torch.testing.assert_close(ends[0], ends[1])
+    assert runs.count(False) == 1 + 3 * 4  # the example, and every batch
+    assert runs.count(True) == 1 + 4
 
 
 def test_heads_outside_the_optimizer_are_refused(accelerator, tmp_path):

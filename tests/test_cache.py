@@ -14,6 +14,7 @@ from torch import nn
 from vid_loss import DistillationModel, Distiller
 from vid_loss.cache import FeatureCache
 
+
 class Counted(nn.Module):
     """A teacher that counts its samples."""
 
@@ -61,7 +62,7 @@ def test_a_batch_of_known_and_new_samples_is_put_together_in_order(tmp_path):
     expected = distiller.teacher_features(x)
     loss(student, distiller, x[[1, 4]], [1, 4])
     teacher.samples = 0
-    got = distiller._cache.features(distiller._teacher, (x,), {}, torch.arange(8))
+    got = distiller.cache.features(distiller._teacher, (x,), {}, torch.arange(8))
     assert teacher.samples == 6
     for layer, feature in expected.items():
         torch.testing.assert_close(got[layer], feature)
@@ -82,7 +83,7 @@ def test_a_new_feature_is_rounded_as_a_kept_one(tmp_path):
     student, _, distiller = build(FeatureCache(tmp_path))
     student.eval()  # so that nothing but the cache differs
     first, second = (
-        distiller._cache.features(distiller._teacher, (images(),), {}, torch.arange(8))
+        distiller.cache.features(distiller._teacher, (images(),), {}, torch.arange(8))
         for _ in range(2)
     )
     for layer, feature in first.items():

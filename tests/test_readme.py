@@ -47,6 +47,7 @@ def plain_script(_):
         "images": images,
         "labels": labels,
         "loader": [(images, labels)] * 2,
+        "dataset": TensorDataset(images, labels),
         "criterion": F.cross_entropy,
         "optimizer": torch.optim.SGD(student.parameters(), lr=0.1),
         "torch": torch,

@@ -48,6 +48,7 @@ class Distiller(nn.Module):
         diagnose: keep in every step what :meth:`diagnostics` needs.
 
     Attributes:
+        cache: as given.
         pairs: the pairs by name.
         weights: lambda of each pair by name; see :meth:`set_weight`.
         losses: the loss module of each pair.
@@ -86,7 +87,7 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict()
         self.terms: dict[str, Tensor] = {}
         self._diagnose = diagnose
-        self._cache = cache
+        self.cache = cache
         self._head_check = HeadCheck()
         student_layers = [pair.student for pair in self.pairs.values()]
         teacher_layers = [pair.teacher for pair in self.pairs.values()]
@@ -170,10 +171,10 @@ class Distiller(nn.Module):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
-        if self._cache is None:
+        if self.cache is None:
             teacher_features = self.teacher_features(*args, **kwargs)
         else:
-            teacher_features = self._cache.features(self._teacher, args, kwargs, sample_index)
+            teacher_features = self.cache.features(self._teacher, args, kwargs, sample_index)
         token_mask = mask_in(kwargs) if token_mask is None else token_mask
         return self._weighted(self._tap.collect(), teacher_features, token_mask)
 

@@ -87,8 +87,7 @@ class Heads:
         self.teacher_features = task.distiller.teacher_features(task.images)
         task.student(task.images)
         self.student_features: Mapping[str, Tensor] = {
-            layer: x.detach().requires_grad_()
-            for layer, x in task.distiller._tap.collect().items()
+            layer: x.detach().requires_grad_() for layer, x in task.distiller._tap.collect().items()
         }
 
     def features(self, pair: Pair) -> tuple[Tensor, Tensor]:
