@@ -2,9 +2,10 @@
 
     python examples/inspect_transfer.py
 
-Trains the students of quickstart.py on scikit-learn's digits for about a minute and saves the run;
-a saved run is not trained again. Then it prints the layers, the pairs that were chosen with their
-reasons and the gradient's shares, and draws `curves.png`, `variances.png`, `log_likelihood.png`.
+Prints the layers, the pairs that were chosen with their reasons and the gradient's shares, and
+draws `curves.png`, `variances.png` and `log_likelihood.png`, all from a saved run: the weights of
+teacher, student and heads, and the history of the diagnostics. If the file `--run` is not there
+yet, the student of quickstart.py is trained on scikit-learn's digits first, for about a minute.
 """
 
 import argparse

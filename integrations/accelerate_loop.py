@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from vid_loss import DistillationModel, Distiller
+from vid_loss.diagnostics import by_metric
 from vid_loss.guards import holds_all
 from vid_loss.subsets import labelled_cross_entropy
 
@@ -163,7 +164,7 @@ def train(
             validation = evaluate(accelerator, model, validation_batches).percent
             losses = means.over_processes(accelerator)
             progress.record(
-                {**losses, **_explained(accelerator, distiller), "validation": validation}
+                {**losses, **_transfer(accelerator, distiller), "validation": validation}
             )
             accelerator.log(progress.history[-1], step=progress.epoch)
             _save(accelerator, model, schedule, progress, output)
@@ -227,13 +228,13 @@ def _train_steps(
         yield task.detach()
 
 
-def _explained(accelerator: Accelerator, distiller: Distiller | None) -> dict[str, float]:
-    found = distiller.diagnostics() if distiller is not None else {}
+def _transfer(accelerator: Accelerator, distiller: Distiller | None) -> dict[str, float]:
+    losses = distiller.vid_losses() if distiller is not None else {}
+    found = by_metric({name: loss.observation for name, loss in losses.items()})
     if not found:
         return {}
-    values = [pair.explained_variance for pair in found.values()]
-    means = accelerator.reduce(torch.tensor(values, device=accelerator.device), "mean").tolist()
-    return {f"explained_variance/{name}": x for name, x in zip(found, means, strict=True)}
+    values = torch.tensor(list(found.values()), device=accelerator.device)
+    return dict(zip(found, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
 def _check(accelerator: Accelerator, optimizer: Optimizer, distiller: Distiller | None) -> None:

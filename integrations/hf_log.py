@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vid_loss.diagnostics import by_metric
 from vid_loss.distiller import Distiller
 
 
@@ -47,7 +48,6 @@ class LossMeans:
         return logs
 
 
-def explained_variances(distiller: Distiller) -> dict[str, float]:
-    """Returns how much of the teacher's feature each VIDLoss pair explains, in this process."""
-    found = distiller.diagnostics()
-    return {f"explained_variance/{name}": x.explained_variance for name, x in found.items()}
+def transferred(distiller: Distiller) -> dict[str, float]:
+    """Returns what each VIDLoss pair transferred in this process's last batch."""
+    return by_metric({name: x.observation for name, x in distiller.vid_losses().items()})

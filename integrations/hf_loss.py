@@ -11,7 +11,7 @@ from transformers import Trainer
 from vid_loss.guards import undisturbed
 
 from .hf_inputs import Columns
-from .hf_log import LossMeans, explained_variances
+from .hf_log import LossMeans, transferred
 from .hf_student import StudentHeads, refuse_optimizer_without_heads, transfer_of
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ class TransferLossMixin(_Base):
         return super().prediction_step(model, batch, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds to a training loss its parts by name, and how much of the teacher is explained."""
+        """Adds to a training loss its parts by name, and what was transferred in this process."""
         if "loss" in logs:
             logs.update(self._means.take(self.accelerator))
             if self._heads is not None:
-                logs.update(explained_variances(self._heads.distiller))
+                logs.update(transferred(self._heads.distiller))
         super().log(logs, *args, **kwargs)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
 from vid_loss import Distiller, Pair
 from vid_loss.cache import FeatureCache
+from vid_loss.diagnostics import METRICS
 
 pytest.importorskip("accelerate", reason="needs the accelerate extra")
 pytest.importorskip("safetensors", reason="needs the accelerate extra")
@@ -56,12 +57,15 @@ def loader(count: int, *, unlabelled: int = 0, **options) -> DataLoader:
     return DataLoader(TensorDataset(inputs, labels), batch_size=8, **options)
 
 
-def run(accelerator, output, *, transfer=True, epochs=2, heads=True, **options) -> tuple:
+def run(
+    accelerator, output, *, transfer=True, epochs=2, heads=True, diagnose=True, **options
+) -> tuple:
     set_seed(0)
     student, teacher = net(8, 2), net(16, 5)
     distiller = None
     if transfer:
-        distiller = Distiller(student, teacher, [Pair("2:input", "2")], example=torch.zeros(1, 6))
+        pairs, example = [Pair("2:input", "2")], torch.zeros(1, 6)
+        distiller = Distiller(student, teacher, pairs, example=example, diagnose=diagnose)
     parameters = list(student.parameters())
     if distiller is not None and heads:
         parameters += distiller.parameters()
@@ -94,7 +98,7 @@ def launch(output: Path, *options: str, processes: int = 1) -> subprocess.Comple
 def means_of(end: dict) -> dict:
     """What a run came to, but for the diagnostics: they describe each process's last batch."""
     history = [
-        {name: value for name, value in epoch.items() if not name.startswith("explained_variance")}
+        {name: value for name, value in epoch.items() if not name.startswith(METRICS)}
         for epoch in end["history"]
     ]
     return {**end, "history": history}
@@ -115,11 +119,17 @@ def test_training_moves_student_and_heads_and_records_every_epoch(accelerator, t
     before = net_parameters_at_start()
     progress, student, _ = run(accelerator, tmp_path)
     assert progress.epoch == 2
-    names = {"task", "2:input->2", "explained_variance/2:input->2", "validation"}
+    transferred = {f"{metric}/2:input->2" for metric in METRICS}
+    names = {"task", "2:input->2", *transferred, "validation"}
     assert [set(epoch) for epoch in progress.history] == [names] * 2
     assert progress.history[1]["2:input->2"] < progress.history[0]["2:input->2"]
     assert not torch.equal(student[0].weight, before)
     assert progress.best_percent == max(epoch["validation"] for epoch in progress.history)
+
+
+def test_diagnostics_that_were_turned_off_are_not_recorded(accelerator, tmp_path):
+    progress, _, _ = run(accelerator, tmp_path, epochs=1, diagnose=False)
+    assert set(progress.history[0]) == {"task", "2:input->2", "validation"}
 
 
 def net_parameters_at_start() -> torch.Tensor:

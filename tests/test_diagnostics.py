@@ -63,6 +63,19 @@ def test_masked_tokens_count_in_nothing():
     assert padded.nats_per_feature == pytest.approx(short.nats_per_feature, rel=1e-4)
 
 
+def test_32_samples_of_maps_and_tokens_are_enough():
+    torch.manual_seed(0)
+    target, var = torch.randn(40, 5, 3), torch.ones(3)
+    target[32:] += 100
+    mask = torch.ones(40, 5)
+    mask[:, 3:] = 0
+    for kind in (target, target.mT.unsqueeze(2)):
+        assert observed(kind - 1, kind, var) == observed(kind[:32] - 1, kind[:32], var)
+    few = observed(target[:32] - 1, target[:32], var, mask[:32])
+    assert observed(target - 1, target, var, mask) == few
+    assert few.nats_per_feature == pytest.approx(3 * 3 * few.nats_per_element)
+
+
 def test_half_precision_features_are_summed_in_float32():
     torch.manual_seed(0)
     target = torch.randn(64, 2, 16, 16) + 20

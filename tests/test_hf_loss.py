@@ -34,8 +34,9 @@ def test_log_has_task_and_transfer_loss_and_each_pair(tmp_path):
     for i in range(2):
         assert task[i] + transfer[i] == pytest.approx(loss[i], rel=1e-5)
         assert 10.0 * vid[i] + kd[i] == pytest.approx(transfer[i], rel=1e-5)
-    explained = trainer.distiller.diagnostics()[NAME].explained_variance
-    assert logged(trainer, f"explained_variance/{NAME}")[-1] == pytest.approx(explained)
+    found = trainer.distiller.diagnostics()[NAME]
+    for metric in ("explained_variance", "nats_per_element", "channels_on_floor"):
+        assert logged(trainer, f"{metric}/{NAME}")[-1] == pytest.approx(getattr(found, metric))
 
 
 def test_masked_tokens_count_nowhere(tmp_path):

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from .features import compute_dtype, kind_of
 
+METRICS = ("explained_variance", "nats_per_element", "channels_on_floor")  # to be watched
+_SAMPLES = 32  # of a batch of maps or tokens
+
 
 class Observation(NamedTuple):
-    """Sums over a batch, kept on the device until somebody asks."""
+    """Sums over a batch or its first samples, kept on the device until somebody asks."""
 
     squared_residuals: Tensor  # (N, C), of each sample and channel
     target_sum: Tensor  # (C,)
@@ -35,20 +38,29 @@ def observe(
     """Takes from a training step what :func:`summarise` needs, without waiting for the device.
 
     The loss has summed the squared residuals already; the teacher's feature is read twice more,
-    and copied only under a mask.
+    by position and then by sample, which is several times faster than both at once. Of maps and
+    tokens 32 samples are enough: their many positions make up for it.
     """
-    dims = (
-        [0, *range(2, target.ndim)] if kind_of(target.shape) == "map" else [*range(target.ndim - 1)]
+    if kind_of(target.shape) == "vector":
+        target = target.unsqueeze(0)  # one sample of N positions
+    else:
+        squared_residuals, target = squared_residuals[:_SAMPLES], target[:_SAMPLES]
+    channels, dims = (
+        (target.shape[1], (*range(2, target.ndim),))
+        if kind_of(target.shape) == "map"
+        else (target.shape[2], (1,))
     )
-    positions: int | Tensor = target.numel() // target.shape[1 if len(dims) == 3 else -1]
+    positions: int | Tensor = target.numel() // channels
     if mask is not None:
-        target = target.masked_fill(~mask.bool().unsqueeze(-1), 0)
-        positions = mask.bool().sum()
+        mask = mask[:_SAMPLES].bool()
+        target = target.masked_fill(~mask.unsqueeze(-1), 0)
+        positions = mask.sum()
     dtype = compute_dtype(target)
+    norms = torch.linalg.vector_norm(target, dim=dims, dtype=dtype)
     return Observation(
         squared_residuals.detach(),
-        target.sum(dims, dtype=dtype),
-        torch.linalg.vector_norm(target, dim=dims, dtype=dtype),
+        target.sum(dims, dtype=dtype).sum(0),
+        torch.linalg.vector_norm(norms, dim=0),
         var.detach(),
         positions,
         floor,
@@ -82,6 +94,12 @@ class PairDiagnostics:
     nats_per_feature: float
     channels_on_floor: int
     channels: int
+
+
+def by_metric(observations: Mapping[str, Observation | None]) -> dict[str, float]:
+    """Summarises for a logger, as ``"nats_per_element/<pair>"``; nothing if it was turned off."""
+    found = report({name: x for name, x in observations.items() if x is not None})
+    return {f"{key}/{name}": getattr(x, key) for key in METRICS for name, x in found.items()}
 
 
 def report(observations: Mapping[str, Observation | None]) -> dict[str, PairDiagnostics]:

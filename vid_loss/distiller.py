@@ -214,7 +214,8 @@ class Distiller(nn.Module):
     def diagnostics(self) -> dict[str, PairDiagnostics]:
         """Returns what each VIDLoss pair transferred, in the last batch of this process.
 
-        The host waits for the device here, and in no step.
+        Of maps and tokens, the first 32 samples are looked at. The host waits for the device
+        here, and in no step.
 
         Raises:
             RuntimeError: if there was no batch yet, or they were turned off.

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -103,11 +104,9 @@ def match_layers(
     """
     if max_pairs < 1:
         raise ValueError(f"match_layers, max_pairs: expected 1 or more; got {max_pairs}.")
-    inputs = example
-    if teacher_inputs is not None:
-        args, kwargs = as_call(example, "match_layers, example")
-        inputs = teacher_inputs(*args, **kwargs)
-    tables = layers(student, example), layers(teacher, inputs)
+    args, kwargs = as_call(example, "match_layers, example")
+    inputs = example if teacher_inputs is None else teacher_inputs(*args, **kwargs)
+    tables = layers(student, _two_samples(example)), layers(teacher, _two_samples(inputs))
     stages = find_stages(tables[0]), find_stages(tables[1])
     choices = _by_size(*stages, max_pairs) or _by_depth(*stages, max_pairs) or _outputs(*tables)
     if not choices:
@@ -119,6 +118,17 @@ def match_layers(
     for reason in matched.reasons:
         _log.info(reason)
     return matched
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """Tells the features of one sample from a table of positions, which has no batch."""
+    args, kwargs = as_call(inputs, "match_layers, teacher_inputs")
+
+    def repeat(value: Any) -> Any:
+        is_one = isinstance(value, Tensor) and value.shape[:1] == (1,)
+        return value.repeat_interleave(2, 0) if is_one else value
+
+    return {key: repeat(value) for key, value in kwargs.items()} or tuple(map(repeat, args))
 
 
 def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:

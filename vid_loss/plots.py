@@ -1,12 +1,16 @@
 """Pictures of a distillation: curves, variances, and where on an image the teacher is understood.
 
 Each function returns a matplotlib figure: ``figure.savefig("curves.png")``, or the last line of a
-notebook's cell. Colours follow matplotlib's style; the background is opaque.
+notebook's cell. The background is opaque, in the colour of matplotlib's style, so that text can be
+read on a light page and on a dark one. Lines differ in colour, by a palette for the colour-blind
+(Okabe and Ito), and in marker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +18,21 @@ from torch import Tensor
 
 from .diagnostics import PairDiagnostics
 from .distiller import Distiller
+from .losses import VIDLoss
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _CURVES = {
-    "explained_variance": "explained variance (share)",
-    "nats_per_element": "information (nats per element)",
-    "channels_on_floor": "channels on the floor (%)",
+    "explained_variance": "explained variance\n(share)",
+    "nats_per_element": "information\n(nats per element)",
+    "channels_on_floor": "channels on the floor\n(%)",
 }
+_BLUE, _RED = "#0072B2", "#D55E00"
+_COLORS = (_BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", _RED)
+_MARKERS = "os^Dv"  # one less than colours, so that both come together again after thirty lines
+_WIDTH = 10.0  # inches
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -45,19 +55,43 @@ def plot_diagnostics(history: Mapping[int, Mapping[str, PairDiagnostics]]) -> Fi
     Raises:
         ImportError: if matplotlib is missing.
     """
-    figure = _figure(12, 3.6)
+    figure = _figure(_WIDTH, 2.8)
+    names = dict.fromkeys(name for report in history.values() for name in report)
     for axes, (field, label) in zip(figure.subplots(1, 3), _CURVES.items(), strict=True):
-        for name in dict.fromkeys(name for report in history.values() for name in report):
+        # Below, wider lines show at the sides of those that run on top of them.
+        for name, width, color, marker in zip(
+            names, _widths(len(names)), cycle(_COLORS), cycle(_MARKERS), strict=False
+        ):
             steps = [step for step, report in history.items() if name in report]
             values = [_value(history[step][name], field) for step in steps]
-            axes.plot(steps, values, marker=".", label=name)
+            axes.plot(
+                steps, values, label=name, color=color, marker=marker, markersize=4, linewidth=width
+            )
         axes.axhline(0, color="gray", linewidth=0.8)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.axes[-1].set_ylim(-2, 102)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    _legend_above(figure)
     return figure
+
+
+def _widths(count: int) -> list[float]:
+    return [1.5 + 2 * (count - 1 - i) / max(count - 1, 1) for i in range(count)]
+
+
+def _legend_above(figure: Figure) -> None:
+    """One legend for all axes, in as many columns as its longest name leaves room for."""
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    longest = max(map(len, handles), default=0)
+    columns = max(1, min(4, int(12 * _WIDTH) // (longest + 8)))  # 12 letters an inch
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns)
+    # The axes keep their height.
+    figure.set_figheight(figure.get_figheight() + 0.25 * math.ceil(len(handles) / columns) + 0.15)
 
 
 def _value(report: PairDiagnostics, field: str) -> float:
@@ -78,25 +112,34 @@ def plot_variances(distiller: Distiller) -> Figure:
     losses = distiller.vid_losses()
     if not losses:
         raise ValueError("plot_variances: expected a pair with VIDLoss; got none.")
-    figure = _figure(12, 2.6 * len(losses))
+    figure = _figure(_WIDTH, 2.4 * len(losses))
     rows = figure.subplots(len(losses), squeeze=False)[:, 0]
     for axes, (name, loss) in zip(rows, losses.items(), strict=True):
-        var = loss.variance().detach().cpu()
-        order = var.argsort()
-        places = range(1, len(var) + 1)
-        if loss.observation is not None:
-            target = loss.observation.target_var().cpu()[order].numpy()
-            axes.bar(places, target, width=1.0, color="C7", alpha=0.5, label="teacher's feature")
-        axes.bar(places, var[order].numpy(), width=0.4, color="C0", label="trained, of q(t|s)")
-        axes.axhline(loss.variance.floor, color="C3", linestyle="--", label="floor")
-        axes.set_yscale("log")
-        axes.margins(x=0.01)
+        _draw_variances(axes, loss)
         axes.set_title(name)
-        axes.set_ylabel("variance (feature units²)")
+        axes.set_ylabel("variance\n(feature units²)")
     rows[-1].set_xlabel("channels, in the order of their trained variance")
-    labels = rows[0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside upper center", ncols=3)
+    _legend_above(figure)
     return figure
+
+
+def _draw_variances(axes: Axes, loss: VIDLoss) -> None:
+    var, floor = loss.variance().detach().cpu(), loss.variance.floor
+    order = var.argsort()
+    places = range(1, len(var) + 1)
+    least = float(var.min())
+    if loss.observation is not None:
+        target = loss.observation.target_var().cpu()[order]
+        axes.bar(places, target.numpy(), width=1.0, color="0.75", label="teacher's feature")
+        least = min([least, *target[target > floor].tolist()])
+    axes.bar(places, var[order].numpy(), width=0.4, color=_BLUE, label="trained, of q(t|s)")
+    axes.set_yscale("log")
+    # Down to the floor if something is near it; else it would flatten all differences.
+    near = least < 10 * floor
+    if near:
+        axes.axhline(floor, color=_RED, linestyle="--", label="floor")
+    axes.set_ylim(bottom=floor / 2 if near else least / 2)
+    axes.margins(x=0.01)
 
 
 def plot_log_likelihood(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
@@ -115,12 +158,13 @@ def plot_log_likelihood(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     if not maps:
         raise ValueError("plot_log_likelihood: expected a map (N, H, W); got none.")
     height, width = images.shape[2:]
-    figure = _figure(1.5 * len(images) + 2, 1.5 * height / width * (len(maps) + 1) + 0.5)
+    row_height = max(1.5 * height / width, 1.0) + 0.4
+    figure = _figure(1.5 * max(len(images), 3) + 2, row_height * (len(maps) + 1))
     rows = figure.subplots(len(maps) + 1, len(images), squeeze=False)
     for axes in rows.flat:
         axes.set_xticks([])
         axes.set_yticks([])
-    rows[0, 0].set_ylabel("image")
+    _name_row(rows[0], "image")
     for axes, image in zip(rows[0], images, strict=True):
         axes.imshow(_stretched(image), cmap="gray")
     for row, (name, values) in zip(rows[1:], maps.items(), strict=True):
@@ -129,9 +173,22 @@ def plot_log_likelihood(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
         low, high = torch.quantile(values.flatten(), torch.tensor([0.02, 0.98])).tolist()
         for axes, value in zip(row, values, strict=True):
             drawn = axes.imshow(value.numpy(), vmin=low, vmax=high, extent=(0, width, height, 0))
-        row[0].set_ylabel(name.replace("->", "\n-> "))
-        figure.colorbar(drawn, ax=row, label="log q(t|s)\n(nats per element)", extend="both")
+        _name_row(row, f"log q(t|s), {name}")
+        figure.colorbar(drawn, ax=row, label="nats per\nelement", extend="both")
     return figure
+
+
+def _name_row(row: Sequence[Axes], name: str) -> None:
+    """Writes above all of a row, in two lines if the row is too short for one."""
+    if len(name) > 15 * len(row):  # letters
+        name = name.replace("->", "\n-> ")
+    first = row[0]
+    # An empty title keeps the room; a long one would push its neighbour aside.
+    first.set_title("\n".join(" " for _ in name.splitlines()), fontsize="medium")
+    written = first.annotate(
+        name, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points"
+    )
+    written.set_in_layout(False)
 
 
 def _stretched(image: Tensor) -> Any:

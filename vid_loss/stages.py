@@ -94,12 +94,18 @@ def _trunk(layers: Sequence[Layer], image: Size | None) -> list[_Map]:
             # Only what goes from map to map: a table of position biases is square as well.
             if layer.begin < other.begin <= layer.last
             and other.size
+            and not _is_side_branch(other, size, image)
             and map_layout(other.input_shape, image)[0] != (0, 0)
         }
         if inside <= {before, size, (0, 0)}:
             trunk.append(_Map(layer, size, pools=before != size and not layer.size))
             passed = layer.last
     return trunk
+
+
+def _is_side_branch(layer: Layer, size: Size, image: Size | None) -> bool:
+    """Whether a layer reduces the map for itself, as attention to fewer positions does (PVT)."""
+    return not layer.is_block and map_layout(layer.shape, image)[0] < size
 
 
 def _map_segments(trunk: Sequence[_Map], image: Size | None) -> list[list[_Map]]:
@@ -136,12 +142,14 @@ def _token_blocks(layers: Sequence[Layer]) -> list[Layer]:
     """The children of one module that share class and shape, where the most weights are."""
     groups: dict[tuple[str, str, tuple[int, ...]], list[Layer]] = {}
     for layer in layers:
-        if len(layer.shape) == 3 and layer.size:
+        # From tokens to tokens: embeddings of a large vocabulary outweigh a few blocks.
+        if len(layer.shape) == 3 and len(layer.input_shape) > 2 and layer.size:
             key = layer.path.rpartition(".")[0], layer.type, layer.shape
             groups.setdefault(key, []).append(layer)
 
-    def rank(group: list[Layer]) -> tuple[bool, int, int]:
+    def rank(group: list[Layer]) -> tuple[bool, bool, int, int]:
         # A model of one block has no group; what wraps all blocks is as large as they are.
-        return len(group) > 1, sum(layer.size for layer in group), len(group)
+        size = sum(layer.size for layer in group)
+        return group[0].is_block, len(group) > 1, size, len(group)
 
     return max(groups.values(), key=rank, default=[])
