@@ -13,9 +13,9 @@ def transfer(distiller):
 
 
 @pytest.mark.parametrize("compiled", ["nothing", "teacher", "model"])
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)  # two models of one class
 def test_a_stopped_teacher_gives_the_same_loss_and_runs_no_layer_more(compiled):
     torch._dynamo.reset()
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
     values, later = [], []
     for stop in (False, True):
         student, teacher = cnn_pair()
