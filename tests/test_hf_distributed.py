@@ -11,6 +11,7 @@ pytest.importorskip("accelerate")
 
 import _hf_ranks
 from _hf import llama
+from _versions import needs_gloo_that_averages
 from transformers import LlamaForCausalLM
 from vid_loss.integrations.hf_checkpoint import export_student
 
@@ -72,6 +73,7 @@ def test_ddp_is_one_process_with_the_joined_batch(tmp_path, joined, find_unused,
     assert_same(ranks, joined)
 
 
+@needs_gloo_that_averages
 def test_fsdp2_trains_saves_shards_resumes_and_exports(tmp_path, joined):
     options = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
     whole = run(tmp_path, 2, fsdp=SHARDED, max_steps=3, **options)
