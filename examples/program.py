@@ -1,7 +1,6 @@
 """The command line of the programs of the paper's Table 2."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from cpu_processes import start_those_asked_for
 from demo import Digits, run_demo, table
 from image_folders import ImageList
 from methods import TABLE_2, Layers
@@ -45,12 +45,7 @@ def main(data_set: DataSet) -> None:
         log_with=arguments.log_with,
         project_dir=arguments.output,
     )
-    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
-        print(
-            "One process: on CPU, accelerate launch --num_processes starts several with MPI only. "
-            f"Without: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 {' '.join(sys.argv)}",
-            file=sys.stderr,
-        )
+    start_those_asked_for(accelerator)
     if not arguments.demo:  # many runs, whose epochs a tracker would mix
         accelerator.init_trackers(data_set.name)
     try:
