@@ -59,15 +59,20 @@ def joined(tmp_path_factory):
     return run(folder, 1, per_device_train_batch_size=8, max_steps=3)[0]
 
 
-@pytest.mark.parametrize("find_unused", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_ddp_is_one_process_with_the_joined_batch(tmp_path, joined, find_unused, accumulation):
+@pytest.mark.parametrize(
+    ("accumulation", "find_unused", "average_tokens"),
+    [(1, False, True), (1, True, True), (2, False, True), (2, True, True), (2, False, False)],
+)
+def test_ddp_is_one_process_with_the_joined_batch(
+    tmp_path, joined, accumulation, find_unused, average_tokens
+):
     ranks = run(
         tmp_path,
         2,
         per_device_train_batch_size=4 // accumulation,
         gradient_accumulation_steps=accumulation,
         ddp_find_unused_parameters=find_unused,
+        average_tokens_across_devices=average_tokens,
         max_steps=3,
     )
     assert_same(ranks, joined)
