@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hf_runs import accuracy, arguments
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -104,29 +105,10 @@ def resnet(width: int, depth: int) -> PreTrainedModel:
     return ResNetForImageClassification(config)
 
 
-def arguments(options: Options, name: str, steps: int) -> TrainingArguments:
-    """What all of the runs have in common."""
-    return TrainingArguments(
-        output_dir=f"{options.output_dir}/{name}",
-        max_steps=steps,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=500,
-        learning_rate=5e-3,
-        weight_decay=0.01,
-        lr_scheduler_type="cosine",
-        logging_steps=50,
-        save_strategy="no",
-        report_to=[],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        seed=options.seed,
-    )
-
-
-def accuracy(trainer: Trainer) -> float:
-    """Returns the percentage of the eval set that is classified right."""
-    prediction = trainer.predict(trainer.eval_dataset)
-    return 100 * float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+def settings(options: Options, name: str, steps: int) -> TrainingArguments:
+    """Returns the arguments of one of the three runs."""
+    folder = f"{options.output_dir}/{name}"
+    return arguments(folder, steps=steps, learning_rate=5e-3, seed=options.seed)
 
 
 def main(options: Options) -> None:
@@ -137,7 +119,7 @@ def main(options: Options) -> None:
         teacher = AutoModelForImageClassification.from_pretrained(options.teacher)
     else:
         teacher = resnet(width=24, depth=2)
-        args = arguments(options, "teacher", options.teacher_steps)
+        args = settings(options, "teacher", options.teacher_steps)
         trainer = Trainer(teacher, args, train_dataset=train_set, eval_dataset=test_set)
         trainer.train()
         print(f"teacher {accuracy(trainer):.1f} %, {name}, {len(train_set)} images")
@@ -148,7 +130,7 @@ def main(options: Options) -> None:
     for method in ("student", "VID"):
         set_seed(options.seed)
         student = resnet(width=8, depth=1)
-        args = arguments(options, method, options.student_steps)
+        args = settings(options, method, options.student_steps)
         if method == "student":
             trainer = Trainer(student, args, train_dataset=few, eval_dataset=test_set)
         else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hf_runs import accuracy, arguments
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import Subset
 from transformers import (
@@ -131,29 +132,10 @@ def bert(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> PreTrai
     return BertForSequenceClassification(config)
 
 
-def arguments(options: Options, name: str, steps: int) -> TrainingArguments:
-    """What all of the runs have in common."""
-    return TrainingArguments(
-        output_dir=f"{options.output_dir}/{name}",
-        max_steps=steps,
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=128,
-        learning_rate=2e-3,
-        weight_decay=0.01,
-        lr_scheduler_type="cosine",
-        logging_steps=50,
-        save_strategy="no",
-        report_to=[],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        seed=options.seed,
-    )
-
-
-def accuracy(trainer: Trainer) -> float:
-    """Returns the percentage of the eval set that is classified right."""
-    prediction = trainer.predict(trainer.eval_dataset)
-    return 100 * float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+def settings(options: Options, name: str, steps: int) -> TrainingArguments:
+    """Returns the arguments of one of the three runs."""
+    folder = f"{options.output_dir}/{name}"
+    return arguments(folder, steps=steps, learning_rate=2e-3, seed=options.seed)
 
 
 def main(options: Options) -> None:
@@ -169,7 +151,7 @@ def main(options: Options) -> None:
     train_set, test_set = encode(train_texts, tokenizer), encode(test_texts, tokenizer)
     shared = {"eval_dataset": test_set, "data_collator": DataCollatorWithPadding(tokenizer)}
     if not options.teacher:
-        args = arguments(options, "teacher", options.teacher_steps)
+        args = settings(options, "teacher", options.teacher_steps)
         trainer = Trainer(teacher, args, train_dataset=train_set, **shared)
         trainer.train()
         print(f"teacher {accuracy(trainer):.1f} %, {len(train_set)} texts")
@@ -180,7 +162,7 @@ def main(options: Options) -> None:
     for method in ("student", "VID"):
         set_seed(options.seed)
         student = bert(tokenizer, width=24, layers=1)
-        args = arguments(options, method, options.student_steps)
+        args = settings(options, method, options.student_steps)
         if method == "student":
             trainer = Trainer(student, args, train_dataset=few, **shared)
         else:

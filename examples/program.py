@@ -1,7 +1,6 @@
 """The command line of the programs of the paper's Table 2."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from cpu_processes import start_those_asked_for
 from demo import Digits, run_demo, table
 from image_folders import ImageList
 from methods import TABLE_2, Layers
@@ -45,12 +45,7 @@ def main(data_set: DataSet) -> None:
         log_with=arguments.log_with,
         project_dir=arguments.output,
     )
-    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
-        print(
-            "One process: on CPU, accelerate launch --num_processes starts several with MPI only. "
-            f"Without: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 {' '.join(sys.argv)}",
-            file=sys.stderr,
-        )
+    start_those_asked_for(accelerator)
     if not arguments.demo:  # many runs, whose epochs a tracker would mix
         accelerator.init_trackers(data_set.name)
     try:
@@ -72,9 +67,12 @@ def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namesp
             with accelerator.main_process_first():
                 data_set.download(arguments.data)
         data = data_set.read(arguments.data)
-        result = run_method(accelerator, settings, data, arguments.output)
     except (FileNotFoundError, ConnectionError) as error:
         sys.exit(f"{error}\n\n{data_set.instructions}\nA run that needs no data: --demo")
+    try:
+        result = run_method(accelerator, settings, data, arguments.output)
+    except (FileNotFoundError, ConnectionError) as error:  # of weights: it says what to do
+        sys.exit(str(error))
     accelerator.print(
         f"{settings.method}, {settings.student}, seed {settings.seed}: "
         f"{result.validation:.2f} % of the validation images, "
@@ -85,7 +83,7 @@ def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namesp
 def _settings(arguments: argparse.Namespace) -> Settings:
     layers = None
     if arguments.stages or arguments.classifiers:
-        layers = Layers(tuple(arguments.stages), arguments.classifiers)
+        layers = Layers(tuple(arguments.stages), arguments.classifiers or ("fc", "fc"))
     return Settings(
         layers=layers,
         weights_of={name: float(weight) for name, weight in arguments.weights_of},
@@ -120,8 +118,9 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     add("--teacher", default="resnet34", help="torchvision's or timm's name")
     add("--teacher-weights", type=Path, help="a state_dict, instead of the published weights")
     add("--teacher-classes", type=int, default=1000)
-    add("--stages", type=_pair, nargs="*", default=[], metavar="STUDENT=TEACHER")
-    add("--classifiers", type=_pair, default=("fc", "fc"), metavar="STUDENT=TEACHER")
+    pairs = "layers of models that are not of the paper's families"
+    add("--stages", type=_pair, nargs="*", default=[], metavar="STUDENT=TEACHER", help=pairs)
+    add("--classifiers", type=_pair, metavar="STUDENT=TEACHER", help="as --stages; else fc=fc")
     add("--images-per-class", type=int, help="all if not given; a fifth is for validation")
     add("--image-size", type=int, default=224)
     add("--seed", type=int, default=0)

@@ -21,8 +21,9 @@ from weights import imagenet_weights, load_weights, read_weights
 
 from vid_loss import Distiller
 
-# torchvision's statistics of ImageNet, which the teacher was trained with.
-_NORMALISE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# torchvision's statistics of ImageNet, which its models were trained with.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NORMALISE = transforms.Normalize(_MEAN, _STD)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,21 @@ def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
         teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
     )
     example = torch.zeros(1, 3, settings.image_size, settings.image_size)
-    return Distiller(student, teacher, pairs, example=example)
+    inputs = renormalisation(teacher) if settings.teacher_weights is None else None
+    return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs)
+
+
+def renormalisation(teacher: nn.Module) -> transforms.Normalize | None:
+    """Returns what turns a student's images into those that a published timm teacher has learnt.
+
+    None if they are the same, as for all of torchvision's.
+    """
+    config = getattr(teacher, "pretrained_cfg", {"mean": _MEAN, "std": _STD})
+    if (tuple(config["mean"]), tuple(config["std"])) == (_MEAN, _STD):
+        return None
+    own = zip(config["mean"], config["std"], _MEAN, _STD, strict=True)
+    shifts, scales = zip(*(((m - mean) / std, s / std) for m, s, mean, std in own), strict=True)
+    return transforms.Normalize(shifts, scales)
 
 
 def _weights(name: str, path: Path | None) -> dict[str, torch.Tensor]:
@@ -167,10 +182,14 @@ def preparation(size: int) -> transforms.Compose:
 
 
 def _keep_settings(accelerator: Accelerator, settings: Settings, output: Path) -> None:
-    """Writes what a run is; refuses to go on with a run that was something else."""
+    """Writes what a run is; refuses to go on with a run that was something else.
+
+    A run that was stopped before its first checkpoint, by a missing file say, may begin anew.
+    """
     file = output / "settings.json"
     now = json.dumps(asdict(settings), default=str, indent=1)
-    if file.exists() and file.read_text() != now:
+    trained = (output / "checkpoints").exists()
+    if trained and file.exists() and file.read_text() != now:
         raise ValueError(
             f"{file}: expected the settings of the run that is to go on; got others. Choose "
             "another --output, or delete that folder."

@@ -75,7 +75,10 @@ def export_student(accelerator: Accelerator, model: nn.Module, paths: Iterable[P
         paths: safetensors files to write, each of them at once or not at all.
     """
     prefix = "student."
-    state: dict[str, Tensor] = accelerator.get_state_dict(model)
+    state: dict[str, Tensor] = {
+        name.replace("_orig_mod.", ""): tensor  # torch.compile's wrapper, which Accelerate keeps
+        for name, tensor in accelerator.get_state_dict(model).items()
+    }
     if accelerator.is_main_process:
         # Tied weights are written twice: safetensors refuses tensors that share memory.
         student = {

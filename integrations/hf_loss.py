@@ -1,6 +1,7 @@
 """The Trainer's training loss, with the transfer terms of a teacher."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +9,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import Trainer
 
-from vid_loss.guards import undisturbed
+from vid_loss.guards import hook_guards, undisturbed
 
 from .hf_inputs import Columns
 from .hf_log import LossMeans, transferred
@@ -45,7 +46,8 @@ class TransferLossMixin(_Base):
         if self._ignores_item_count is None:
             self._ignores_item_count = self._probe_item_count(self._heads.student)
         self._optimizer_checked = False
-        return super().train(*args, **kwargs)
+        with hook_guards() if self.args.torch_compile else nullcontext():
+            return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Takes a step's gradients; heads that nothing weighs get none."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from _versions import needs_gloo_that_averages
 from torch import nn
 from torch.utils.data import DataLoader, StackDataset, TensorDataset
 
@@ -270,6 +271,18 @@ def test_mixed_precision_trains_heads_in_float32(tmp_path):
     assert {p.dtype for p in distiller.parameters()} == {torch.float32}
 
 
+# Dynamo looks at the .grad of the features, which are no leaves, and hides that where it can.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_run_exports_the_plain_student(tmp_path):
+    plain, student, _ = run(make_accelerator(), tmp_path / "plain")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    progress, compiled, _ = run(make_accelerator(dynamo_backend="aot_eager"), tmp_path / "compiled")
+    exported = load_file(tmp_path / "compiled" / "last.safetensors")
+    torch.testing.assert_close(exported, dict(compiled.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(exported, dict(student.state_dict()))
+    torch.testing.assert_close(progress.history, plain.history)
+
+
 def test_losses_reach_a_tracker(tmp_path):
     pytest.importorskip("tensorboard")
     accelerator = make_accelerator(log_with="tensorboard", project_dir=tmp_path)
@@ -332,6 +345,7 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path, whole_run_wit
     torch.testing.assert_close(resumed, two, rtol=0, atol=0)
 
 
+@needs_gloo_that_averages
 def test_fsdp2_equals_one_process_and_exports_the_plain_student(
     tmp_path, whole_run_without_dropout
 ):

@@ -149,6 +149,25 @@ def test_each_is_a_transfer_loss(build, student, teacher):
 
 
 @pytest.mark.parametrize(("build", "student", "teacher"), LOSSES.values(), ids=LOSSES)
+def test_an_empty_batch_counts_0_and_gives_every_parameter_its_gradient(build, student, teacher):
+    loss = build(student, teacher)
+    feature = torch.randn(0, *student[1:], requires_grad=True)
+    value = loss(feature, torch.randn(0, *teacher[1:]))
+    assert value.item() == 0.0
+    value.backward()
+    assert feature.grad.shape == feature.shape
+    assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
+    loss(torch.randn(student), torch.randn(teacher))
+
+
+def test_kd_still_looks_for_probabilities_after_an_empty_batch():
+    loss = KDLoss()
+    loss(torch.randn(0, 5), torch.randn(0, 5))
+    with pytest.raises(ValueError, match="got rows that are positive and sum to 1"):
+        loss(torch.randn(6, 5), torch.randn(6, 5).softmax(-1))
+
+
+@pytest.mark.parametrize(("build", "student", "teacher"), LOSSES.values(), ids=LOSSES)
 def test_each_passes_gradcheck(build, student, teacher):
     torch.manual_seed(0)
     loss = build(student, teacher).double()

@@ -11,6 +11,7 @@ import weights
 from methods import TABLE_1, TABLE_2, WITHOUT_TEACHER, Layers, matching_layers, pairs_of
 from models import build_model
 from safetensors.torch import save_file
+from transfer import preparation, renormalisation
 from weights import imagenet_weights, load_weights, read_weights
 
 from vid_loss import Distiller, FeatureTap
@@ -117,6 +118,16 @@ def test_other_families_need_named_layers():
 @pytest.mark.parametrize("name", ["squeezenet1_1", "test_vit"])
 def test_torchvision_and_timm_names_build(name):
     assert build_model(name, 7)(torch.zeros(1, 3, 160, 160)).shape == (1, 7)
+
+
+def test_a_published_timm_teacher_sees_images_as_it_has_learnt_them():
+    teacher = build_model("vit_tiny_patch16_224", 7)
+    mean, std = teacher.pretrained_cfg["mean"], teacher.pretrained_cfg["std"]
+    images = torch.rand(2, 3, 4, 4)
+    seen = renormalisation(teacher)(preparation(4).transforms[-1](images))
+    torch.testing.assert_close(seen, torchvision.transforms.Normalize(mean, std)(images))
+    assert renormalisation(build_model("resnet18", 7)) is None
+    assert renormalisation(build_model("resnet10t", 7)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="needs the examples extra")
 pytest.importorskip("torchvision", reason="needs the examples extra")
@@ -10,8 +13,10 @@ pytest.importorskip("sklearn", reason="needs the examples extra")
 
 import demo
 from accelerate.state import AcceleratorState
+from cpu_processes import processes_of
 from demo import Digits, teacher_digits, write_cub, write_mit67
 from image_folders import read_cub, read_mit67
+from models import build_model
 from program import DataSet, main
 
 
@@ -81,6 +86,19 @@ def test_a_run_reads_the_data_set_and_refuses_other_settings_in_its_folder(monke
         run(monkeypatch, CUB, *again)
 
 
+def test_missing_weights_are_named_alone_and_the_run_may_begin_anew(monkeypatch, capsys):
+    # The layers of models of the paper's families are known.
+    write_cub(Path("data/CUB"), few_digits())
+    teacher = ("--teacher", "wrn-16-1", "--teacher-classes", "3", "--method", "mi-i")
+    with pytest.raises(
+        SystemExit, match=r"^Weights none.pt: expected a file; got none\. .*path\.$"
+    ):
+        run(monkeypatch, CUB, *SMALL, *teacher, "--teacher-weights", "none.pt")
+    torch.save(build_model("wrn-16-1", 3).state_dict(), "there.pt")
+    run(monkeypatch, CUB, *SMALL, *teacher, "--teacher-weights", "there.pt")
+    assert "of 12 test images" in capsys.readouterr().out
+
+
 def test_finetuning_and_named_layers_and_weights_run(monkeypatch, capsys):
     write_mit67(Path("data/MIT"), few_digits())
     run(monkeypatch, MIT67, *SMALL, "--method", "student", "--output", "first")
@@ -99,8 +117,48 @@ def test_without_the_data_it_says_what_to_fetch_and_offers_the_demo(monkeypatch,
         run(monkeypatch, CUB, *arguments)
 
 
+LAUNCH = "python accelerate launch --cpu"
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [
+        (f"{LAUNCH} --num_processes 2 cub.py --seed 3", 2),
+        (f"{LAUNCH} --num-processes=4 cub.py", 4),
+        (f"{LAUNCH} cub.py", 1),
+        (f"{LAUNCH} --num_processes 2 --num_machines 2 cub.py", 1),
+        ("", 1),
+    ],
+)
+def test_the_launcher_s_command_line_says_how_many_processes(command, count):
+    assert processes_of(command.split()) == count
+
+
+def test_accelerate_launch_on_cpu_gets_the_processes_that_it_was_asked_for(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from accelerate import Accelerator; from cpu_processes import *\n"
+        "accelerator = Accelerator(); start_those_asked_for(accelerator)\n"
+        "print(accelerator.process_index, 'of', accelerator.num_processes, sys.argv[1:])\n"
+        "accelerator.end_training()\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    examples = str(Path(demo.__file__).parent)
+    done = subprocess.run(
+        [*launch, str(script), "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "PYTHONPATH": examples, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = sorted(line for line in done.stdout.splitlines() if line[0] in "01")
+    assert printed == ["0 of 2 ['--seed', '3']", "1 of 2 ['--seed', '3']"]
+
+
 def test_one_process_where_several_were_asked_for_is_told(monkeypatch, capsys):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit, match="Fetch"):
         run(monkeypatch, CUB)
     assert "torchrun --nproc_per_node 2" in capsys.readouterr().err

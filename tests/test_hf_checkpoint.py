@@ -116,6 +116,24 @@ def test_pickle_and_copy_of_the_student_take_no_teacher_along(tmp_path):
             assert "transfer_loss" not in twin.train()(**batch)
 
 
+def test_push_to_hub_sends_a_folder_with_the_plain_student_in_it(tmp_path, monkeypatch):
+    sent = []
+
+    def upload_folder(*_, folder_path, **__):
+        sent.append(folder_path)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    # transformers 4 holds a function of its own.
+    monkeypatch.setattr("transformers.trainer.upload_folder", upload_folder, raising=False)
+    trainer = distil(tmp_path, max_steps=1)
+    trainer.hub_model_id = "someone/student"  # or it would ask the hub for a repository
+    trainer.train()
+    trainer.push_to_hub()
+    assert sent == [str(tmp_path)]
+    trainer.close()
+    assert_same_state(plain_again(tmp_path), state_of(trainer.model))
+
+
 def test_export_needs_a_sharded_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="SHARDED_STATE_DICT"):
         export_student(tmp_path, bert_teacher(), tmp_path / "out")

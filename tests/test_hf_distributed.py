@@ -11,6 +11,7 @@ pytest.importorskip("accelerate")
 
 import _hf_ranks
 from _hf import llama
+from _versions import needs_gloo_that_averages
 from transformers import LlamaForCausalLM
 from vid_loss.integrations.hf_checkpoint import export_student
 
@@ -58,20 +59,26 @@ def joined(tmp_path_factory):
     return run(folder, 1, per_device_train_batch_size=8, max_steps=3)[0]
 
 
-@pytest.mark.parametrize("find_unused", [False, True])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_ddp_is_one_process_with_the_joined_batch(tmp_path, joined, find_unused, accumulation):
+@pytest.mark.parametrize(
+    ("accumulation", "find_unused", "average_tokens"),
+    [(1, False, True), (1, True, True), (2, False, True), (2, True, True), (2, False, False)],
+)
+def test_ddp_is_one_process_with_the_joined_batch(
+    tmp_path, joined, accumulation, find_unused, average_tokens
+):
     ranks = run(
         tmp_path,
         2,
         per_device_train_batch_size=4 // accumulation,
         gradient_accumulation_steps=accumulation,
         ddp_find_unused_parameters=find_unused,
+        average_tokens_across_devices=average_tokens,
         max_steps=3,
     )
     assert_same(ranks, joined)
 
 
+@needs_gloo_that_averages
 def test_fsdp2_trains_saves_shards_resumes_and_exports(tmp_path, joined):
     options = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
     whole = run(tmp_path, 2, fsdp=SHARDED, max_steps=3, **options)

@@ -1,5 +1,8 @@
 """VIDTrainer with the architectures, precisions and options that change what a hook sees."""
 
+import os
+from unittest import mock
+
 import pytest
 import torch
 
@@ -24,6 +27,13 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArgum
 from vid_loss.integrations.hf_trainer import VIDTrainer, VIDTrainerMixin
 
 from vid_loss import KDLoss, Pair
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """A Trainer tells Accelerate of precision and compiler by variables that outlive it."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def images(rows=8, size=32):

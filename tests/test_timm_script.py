@@ -232,7 +232,8 @@ def test_wrong_arguments_are_named(script, tmp_path, run_here, arguments, messag
 
 
 def test_task_evaluates_as_the_plain_one_would(teacher):
-    plain = timm.task.ClassificationTask(timm.create_model("test_resnet"), verbose=False)
+    student, criterion = timm.create_model("test_resnet"), torch.nn.CrossEntropyLoss()
+    plain = timm.task.ClassificationTask(student, criterion, verbose=False)
     plain.create_evaluator = object()  # newer ones have it; multi-label has its own
     parser = argparse.ArgumentParser()
     for name in ("--kd-distill-type", "--kd-model-name", "--distill-loss-weight"):

@@ -62,7 +62,7 @@ class KDLoss(nn.Module):
                 f"{teacher_feature.shape[-1]}. Between different label sets use LwFLoss on the "
                 "student's penultimate layer."
             )
-        if not self._seen and not torch.compiler.is_compiling():
+        if not self._seen and len(student_feature) and not torch.compiler.is_compiling():
             # Once only: looking at values makes the host wait for the device.
             self._seen = True
             _refuse_probabilities("student", student_feature)
@@ -183,7 +183,7 @@ class FitNetLoss(nn.Module):
         dtype = compute_dtype(hint, teacher_feature)
         with torch.autocast(hint.device.type, enabled=False):
             if mask is None:
-                return F.mse_loss(hint.to(dtype), teacher_feature.to(dtype))
+                return _mean_square(hint.to(dtype), teacher_feature.to(dtype))
             error = F.mse_loss(hint.to(dtype), teacher_feature.to(dtype), reduction="none")
             return _mean_of_valid(error.mean(dim=-1), mask)
 
@@ -223,7 +223,7 @@ class ATLoss(nn.Module):
         dtype = compute_dtype(student_feature, teacher_feature)
         with torch.autocast(student_feature.device.type, enabled=False):
             student_map = _attention_map(student_feature.to(dtype))
-            return F.mse_loss(student_map, _attention_map(teacher_feature.to(dtype)))
+            return _mean_square(student_map, _attention_map(teacher_feature.to(dtype)))
 
 
 def _attention_map(feature: Tensor) -> Tensor:
@@ -238,8 +238,14 @@ def _softened_divergence(
         log_q = F.log_softmax(student.to(dtype) / temperature, dim=-1)
         log_p = F.log_softmax(teacher.to(dtype) / temperature, dim=-1)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
-        mean = divergence.mean() if mask is None else _mean_of_valid(divergence, mask)
-        return mean * temperature**2
+        if mask is not None:
+            return _mean_of_valid(divergence, mask) * temperature**2
+        return divergence.sum() / max(divergence.numel(), 1) * temperature**2
+
+
+def _mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """Averages the squared distance over all elements; 0 if there are none, not their nan."""
+    return F.mse_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
 
 
 def _mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:

@@ -29,6 +29,19 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+@contextmanager
+def hook_guards() -> Iterator[None]:
+    """Has dynamo look at the hooks of a layer before it runs what it compiled for another one.
+
+    By default it does not, and where the forward of a model is compiled in parts, a layer without
+    hooks lends its code to a tapped one of the same class: the tap then misses its feature.
+    """
+    import torch._dynamo  # slow to import, and only compiled models need it
+
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        yield
+
+
 def refuse_data_parallel(student: nn.Module) -> None:
     """Heads beside a wrapped student would drift apart between processes, without an error.
 
