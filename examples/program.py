@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from demo import Digits, run_demo, table
 from image_folders import ImageList
+from image_runs import run_method
 from methods import TABLE_2, Layers
-from transfer import Settings, run_method
+from transfer import Settings
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     layers = None
     if arguments.stages or arguments.classifiers:
         layers = Layers(tuple(arguments.stages), arguments.classifiers)
-    return Settings(
-        layers=layers,
-        weights_of={name: float(weight) for name, weight in arguments.weights_of},
-        **{
-            name: getattr(arguments, name)
-            for name in Settings.__dataclass_fields__
-            if name not in ("layers", "weights_of")
-        },
-    )
+    given = {k: v for k, v in vars(arguments).items() if k in Settings.__dataclass_fields__}
+    given["weights_of"] = {name: float(weight) for name, weight in arguments.weights_of}
+    return Settings(layers=layers, **given)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -115,6 +110,7 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     add("--download", action="store_true", help="fetch the data set into --data first")
     add("--method", default="mi-i", help=f"one of {', '.join(TABLE_2)}, or another sum of these")
     add("--weights-of", type=_pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
     add("--student", default="resnet18", help="resnet18, vgg9, or torchvision's or timm's name")
     add("--student-weights", type=Path, help="what 'finetuned' starts from, if not ImageNet's")
     add("--teacher", default="resnet34", help="torchvision's or timm's name")
