@@ -40,18 +40,7 @@ class DataSet:
 def main(data_set: DataSet) -> None:
     """Runs what the command line says, and prints accuracies."""
     arguments = _parse(data_set)
-    accelerator = Accelerator(
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
-        gradient_accumulation_steps=arguments.accumulation,
-        log_with=arguments.log_with,
-        project_dir=arguments.output,
-    )
-    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
-        print(
-            "One process: on CPU, accelerate launch --num_processes starts several with MPI only. "
-            f"Without: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 {' '.join(sys.argv)}",
-            file=sys.stderr,
-        )
+    accelerator = start_accelerator(arguments.accumulation, arguments.log_with, arguments.output)
     if not arguments.demo:  # many runs, whose epochs a tracker would mix
         accelerator.init_trackers(data_set.name)
     try:
@@ -64,6 +53,25 @@ def main(data_set: DataSet) -> None:
             _run(accelerator, data_set, arguments)
     finally:
         accelerator.end_training()
+
+
+def start_accelerator(
+    accumulation: int = 1, log_with: str | None = None, folder: Path | None = None
+) -> Accelerator:
+    """Returns the accelerator that runs need, and says so where processes are missing."""
+    accelerator = Accelerator(
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
+        gradient_accumulation_steps=accumulation,
+        log_with=log_with,
+        project_dir=folder,
+    )
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
+        print(
+            "One process: on CPU, accelerate launch --num_processes starts several with MPI only. "
+            f"Without: ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 {' '.join(sys.argv)}",
+            file=sys.stderr,
+        )
+    return accelerator
 
 
 def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namespace) -> None:
@@ -92,7 +100,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(layers=layers, **given)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Reads NAME=VALUE from the command line."""
     left, equals, right = text.partition("=")
     if not (left and equals and right):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
@@ -109,15 +118,15 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     add("--data", type=Path, default=data_set.folder, help="folder of the data set")
     add("--download", action="store_true", help="fetch the data set into --data first")
     add("--method", default="mi-i", help=f"one of {', '.join(TABLE_2)}, or another sum of these")
-    add("--weights-of", type=_pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--weights-of", type=pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
     add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
     add("--student", default="resnet18", help="resnet18, vgg9, or torchvision's or timm's name")
     add("--student-weights", type=Path, help="what 'finetuned' starts from, if not ImageNet's")
     add("--teacher", default="resnet34", help="torchvision's or timm's name")
     add("--teacher-weights", type=Path, help="a state_dict, instead of the published weights")
     add("--teacher-classes", type=int, default=1000)
-    add("--stages", type=_pair, nargs="*", default=[], metavar="STUDENT=TEACHER")
-    add("--classifiers", type=_pair, default=("fc", "fc"), metavar="STUDENT=TEACHER")
+    add("--stages", type=pair, nargs="*", default=[], metavar="STUDENT=TEACHER")
+    add("--classifiers", type=pair, default=("fc", "fc"), metavar="STUDENT=TEACHER")
     add("--images-per-class", type=int, help="all if not given; a fifth is for validation")
     add("--image-size", type=int, default=224)
     add("--seed", type=int, default=0)
