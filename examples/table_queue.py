@@ -64,6 +64,11 @@ class Item:
         """Returns every run that there may be."""
         return self.search() + [run for choice in self.choices for run in self.tests(choice)]
 
+    def wanted(self, trials: Sequence[FrozenTrial]) -> list[Run]:
+        """Returns the runs that choose and, once it is known, those that test the choice."""
+        choice = self.chosen(trials)
+        return self.search() + ([] if choice is None else self.tests(choice))
+
     def chosen(self, trials: Sequence[FrozenTrial]) -> Mapping[str, float] | None:
         """Returns the choice, or None before every run that chooses is complete."""
         accuracies = {_key(run_of(t)): t.value for t in trials if t.state == TrialState.COMPLETE}
@@ -147,26 +152,31 @@ class Worker:
                 time.sleep(min(1.0, self.lease / 4) if waiting else 0)
 
     def records(self) -> list[Record]:
-        """Returns what is remembered of every complete run, by whichever worker."""
-        return [
-            trial.user_attrs["record"]
-            for study in self.studies.values()
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        ]
+        """Returns what is remembered of every complete run, by whichever worker.
+
+        Runs of a grid or of a choice that is no longer the item's are left out.
+        """
+        found = []
+        for item in self.items:
+            trials = self.studies[item.name].get_trials(
+                deepcopy=False, states=(TrialState.COMPLETE,)
+            )
+            wanted = item.wanted(trials)
+            found += [t.user_attrs["record"] for t in trials if run_of(t) in wanted]
+        return found
 
     def _advance(self, item: Item) -> bool:
         """Enqueues what an item lacks; returns whether it is done."""
         study = self.studies[item.name]
         trials = [t for t in study.get_trials(deepcopy=False) if run_of(t) is not None]
         live = [t for t in trials if t.state in _LIVE and not self._abandoned(study, t)]
-        choice = item.chosen(live)
-        wanted = item.search() + ([] if choice is None else item.tests(choice))
+        wanted = item.wanted(live)
         present = {_key(run_of(trial)) for trial in live}
         for run in wanted:
             if _key(run) not in present:
                 study.enqueue_trial(dict(run), user_attrs={"run": dict(run)})
         complete = {_key(run_of(t)) for t in live if t.state == TrialState.COMPLETE}
-        return choice is not None and {_key(run) for run in wanted} <= complete
+        return item.chosen(live) is not None and {_key(run) for run in wanted} <= complete
 
     def _abandoned(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING:
