@@ -1,7 +1,8 @@
 """Runs that many workers on many machines share: Optuna's studies as the queue.
 
-A study is a cell of a table. Its trials are enqueued from outside, so Optuna chooses no parameters;
-it hands each trial to one worker, and keeps what came of it.
+A study is a cell of a table, a trial a run. The trials are enqueued from outside, and what each is
+to do is its user attribute ``run``: Optuna chooses nothing, it hands each trial to one worker and
+keeps what came of it.
 """
 
 import _thread
@@ -19,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 _ATTEMPTS = 3
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
@@ -94,7 +95,7 @@ def open_storage(address: str) -> BaseStorage:
         for _ in range(_ATTEMPTS):
             try:
                 return optuna.storages.RDBStorage(address)
-            except IntegrityError:  # another worker has just made the same tables
+            except DBAPIError:  # another worker has just made the same tables
                 time.sleep(1)
         return optuna.storages.RDBStorage(address)
     Path(address).parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ class Worker:
         *,
         lease: float = 120.0,
     ) -> None:
-        self.items, self.execute, self.lease = items, execute, lease
+        self.storage, self.items, self.execute, self.lease = storage, items, execute, lease
         self.studies = {
             item.name: optuna.create_study(
                 storage=storage, study_name=item.name, direction="maximize", load_if_exists=True
@@ -174,7 +175,7 @@ class Worker:
         present = {_key(run_of(trial)) for trial in live}
         for run in wanted:
             if _key(run) not in present:
-                study.enqueue_trial(dict(run), user_attrs={"run": dict(run)})
+                study.enqueue_trial({}, user_attrs={"run": dict(run)})
         complete = {_key(run_of(t)) for t in live if t.state == TrialState.COMPLETE}
         return item.chosen(live) is not None and {_key(run) for run in wanted} <= complete
 
@@ -208,10 +209,8 @@ class Worker:
         return False
 
     def _run(self, item: Item, study: optuna.Study, trial: optuna.Trial, run: Run) -> Record:
-        for name in run:  # for Optuna's own tables and pictures
-            trial.suggest_categorical(name, sorted({x[name] for x in item.possible()}))
         try:
-            with _beating(trial, self.lease / 4) as lost:
+            with _beating(self.storage, trial, self.lease / 4) as lost:
                 record = self.execute(item, run)
         except BaseException as error:
             if lost.is_set():
@@ -238,7 +237,9 @@ def _is_double(study: optuna.Study, trial: optuna.Trial) -> bool:
 
 
 @contextmanager
-def _beating(trial: optuna.Trial, seconds: float) -> Iterator[threading.Event]:
+def _beating(
+    storage: BaseStorage, trial: optuna.Trial, seconds: float
+) -> Iterator[threading.Event]:
     """Beats beside the run; one that was taken for abandoned is interrupted, and marked so."""
     over, lost = threading.Event(), threading.Event()
 
@@ -251,9 +252,10 @@ def _beating(trial: optuna.Trial, seconds: float) -> Iterator[threading.Event]:
             except UpdateFinishedTrialError:
                 lost.set()
                 _thread.interrupt_main()
-                return
+                break
             except (OSError, SQLAlchemyError, StorageInternalError):
                 continue  # the next one may get through
+        storage.remove_session()  # this thread's connection, if it is a database
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
