@@ -90,7 +90,16 @@ Finished = Callable[[Item, Record], None]
 
 
 def open_storage(address: str) -> BaseStorage:
-    """Opens Optuna's storage: a database by its URL, anything else is the path of a journal."""
+    """Opens Optuna's storage: a database by its URL, anything else is the path of a journal.
+
+    Raises:
+        ValueError: if the database is SQLite.
+    """
+    if address.startswith("sqlite"):
+        raise ValueError(
+            f"--storage: expected a journal's path, or the URL of a database server; got "
+            f"{address!r}. SQLite locks no rows, and hands one run to two workers: name a journal."
+        )
     if "://" in address:
         for _ in range(_ATTEMPTS):
             try:
