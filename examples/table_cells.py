@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from methods import TABLE_1, TABLE_2
-from table_queue import Item
+from table_items import Item
 
 Choice = Mapping[str, float]  # lambda by the method's term, and KD's temperature, FitNet's hint
 

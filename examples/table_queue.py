@@ -8,11 +8,9 @@ keeps what came of it.
 import _thread
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import optuna
@@ -21,71 +19,12 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from table_items import Item, Run, key_of, run_of
 
 _ATTEMPTS = 3
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
-Run = Mapping[str, Any]  # stage, seed, and the hyper-parameters
 Record = dict[str, Any]  # what is remembered of a run
-
-
-@dataclass(frozen=True)
-class Item:
-    """A cell: hyper-parameters are chosen on validation data, then tested with other seeds.
-
-    Args:
-        name: of the study.
-        choices: the grid; without an alternative, nothing is searched.
-        search_seeds: each choice is run with these, and the best mean validation accuracy wins.
-        test_seeds: of the runs of the winner, which alone see the test data.
-        work: what a run needs to know besides.
-    """
-
-    name: str
-    choices: tuple[Mapping[str, float], ...]
-    search_seeds: tuple[int, ...]
-    test_seeds: tuple[int, ...]
-    work: Any = None
-
-    def search(self) -> list[Run]:
-        """Returns the runs that choose."""
-        if len(self.choices) == 1:
-            return []
-        return [
-            {"stage": "search", "seed": seed, **choice}
-            for choice in self.choices
-            for seed in self.search_seeds
-        ]
-
-    def tests(self, choice: Mapping[str, float]) -> list[Run]:
-        """Returns the runs that test a choice."""
-        return [{"stage": "test", "seed": seed, **choice} for seed in self.test_seeds]
-
-    def possible(self) -> list[Run]:
-        """Returns every run that there may be."""
-        return self.search() + [run for choice in self.choices for run in self.tests(choice)]
-
-    def wanted(self, trials: Sequence[FrozenTrial]) -> list[Run]:
-        """Returns the runs that choose and, once it is known, those that test the choice."""
-        choice = self.chosen(trials)
-        return self.search() + ([] if choice is None else self.tests(choice))
-
-    def chosen(self, trials: Sequence[FrozenTrial]) -> Mapping[str, float] | None:
-        """Returns the choice, or None before every run that chooses is complete."""
-        accuracies = {_key(run_of(t)): t.value for t in trials if t.state == TrialState.COMPLETE}
-        if not {_key(run) for run in self.search()} <= accuracies.keys():
-            return None
-        if len(self.choices) == 1:
-            return self.choices[0]
-        return max(  # the first of the grid, where some are equal
-            self.choices,
-            key=lambda choice: mean(
-                accuracies[_key({"stage": "search", "seed": seed, **choice})]
-                for seed in self.search_seeds
-            ),
-        )
-
-
 Finished = Callable[[Item, Record], None]
 
 
@@ -110,11 +49,6 @@ def open_storage(address: str) -> BaseStorage:
     Path(address).parent.mkdir(parents=True, exist_ok=True)
     # This lock, unlike the default one, needs no symbolic links; both are broken after a kill.
     return JournalStorage(JournalFileBackend(address, lock_obj=JournalFileOpenLock(address)))
-
-
-def run_of(trial: FrozenTrial | optuna.Trial) -> Run | None:
-    """Returns what a trial is to do; None for one that Optuna made up, which nobody runs."""
-    return trial.user_attrs.get("run")
 
 
 class Worker:
@@ -181,12 +115,12 @@ class Worker:
         trials = [t for t in study.get_trials(deepcopy=False) if run_of(t) is not None]
         live = [t for t in trials if t.state in _LIVE and not self._abandoned(study, t)]
         wanted = item.wanted(live)
-        present = {_key(run_of(trial)) for trial in live}
+        present = {key_of(run_of(trial)) for trial in live}
         for run in wanted:
-            if _key(run) not in present:
+            if key_of(run) not in present:
                 study.enqueue_trial({}, user_attrs={"run": dict(run)})
-        complete = {_key(run_of(t)) for t in live if t.state == TrialState.COMPLETE}
-        return item.chosen(live) is not None and {_key(run) for run in wanted} <= complete
+        complete = {key_of(run_of(t)) for t in live if t.state == TrialState.COMPLETE}
+        return item.chosen(live) is not None and {key_of(run) for run in wanted} <= complete
 
     def _abandoned(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING:
@@ -232,10 +166,6 @@ class Worker:
         trial.set_user_attr("record", record)
         study.tell(trial, record["validation"])
         return record
-
-
-def _key(run: Run) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(run.items()))
 
 
 def _is_double(study: optuna.Study, trial: optuna.Trial) -> bool:

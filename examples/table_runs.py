@@ -20,7 +20,7 @@ from image_runs import file_loaders
 from small_batches import small_loaders
 from small_images import FORMATS, SmallImages, read_small_images
 from table_cells import Cell, Plan
-from table_queue import Item, Run
+from table_items import Item, Run
 from transfer import Loaders, Settings, test_best, train_method
 
 READERS = {"cub200": read_cub, "mit67": read_mit67}

@@ -28,7 +28,8 @@ import table_report
 from program import start_accelerator
 from table_cells import Plan, items_of, plan_of
 from table_estimate import dry_run
-from table_queue import Item, Worker, open_storage
+from table_items import Item
+from table_queue import Worker, open_storage
 from table_runs import Runner, check_data_set
 from tqdm.auto import tqdm
 

@@ -11,7 +11,8 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError
-from table_queue import Item, Worker, open_storage
+from table_items import Item
+from table_queue import Worker, open_storage
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
