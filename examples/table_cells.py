@@ -96,7 +96,7 @@ class Cell:
 
 
 _ASSUMED = "assumed for one current GPU, from the models' operations at 8 TFLOP/s; not measured"
-_MEASURED = "measured on one core of a small virtual machine, with a second worker beside it"
+_MEASURED = "about the processor time of a run of MI on one core; a shared machine takes longer"
 _METHODS_1B = ("kd", "fitnet", "at", "mi", "kd+at", "kd+mi")  # the paper has no others
 
 PAPER_1 = Plan(
