@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from accelerate import Accelerator
 from image_folders import ImageList
+from image_runs import run_method
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
-from transfer import Result, Settings, run_method
+from transfer import Result, Settings
 
 METHODS = ("student", "mi-l", "mi-i", "mi-l+mi-i")
 SEEDS = (0, 1, 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vid_loss import ATLoss, FitNetLoss, KDLoss, LwFLoss, Pair
 
@@ -71,7 +72,14 @@ def matching_layers(student: str, teacher: str) -> Layers:
     return Layers(tuple(zip(student_stages, teacher_stages, strict=True)), (student_fc, teacher_fc))
 
 
-def pairs_of(method: str, layers: Layers, weights: Mapping[str, float] | None = None) -> list[Pair]:
+def pairs_of(
+    method: str,
+    layers: Layers,
+    weights: Mapping[str, float] | None = None,
+    *,
+    temperature: float = 4.0,
+    hint: int | None = None,
+) -> list[Pair]:
     """Returns the pairs of a method; none for those without a teacher.
 
     Args:
@@ -79,9 +87,12 @@ def pairs_of(method: str, layers: Layers, weights: Mapping[str, float] | None = 
         layers: of the two models.
         weights: lambda by term, such as ``{"mi-i": 10.0}``; a term without one has its loss's
             default. Each stage of a term has the whole of it.
+        temperature: of KD.
+        hint: which stage, from 0, is FitNet's hint; None is the middle one.
 
     Raises:
-        ValueError: if a term of the method, or one that has a weight, is unknown.
+        ValueError: if a term of the method, or one that has a weight, is unknown, or the hint is
+            no stage.
     """
     weights = weights or {}
     names = [] if method in WITHOUT_TEACHER else method.split("+")
@@ -96,37 +107,48 @@ def pairs_of(method: str, layers: Layers, weights: Mapping[str, float] | None = 
         raise ValueError(
             f"Method {method!r}: expected weights of its own terms; got one of {idle[0]!r}."
         )
-    return [pair for name in names for pair in _TERMS[name](layers, weights.get(name))]
+    options = _Options(temperature, len(layers.stages) // 2 if hint is None else hint)
+    if "fitnet" in names and not 0 <= options.hint < len(layers.stages):
+        raise ValueError(
+            f"Method {method!r}, hint: expected one of {len(layers.stages)} stages, counted from "
+            f"0; got {hint}."
+        )
+    return [pair for name in names for pair in _TERMS[name](layers, weights.get(name), options)]
 
 
-def _mi_i(layers: Layers, weight: float | None) -> list[Pair]:
+class _Options(NamedTuple):
+    temperature: float
+    hint: int
+
+
+def _mi_i(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
     return [Pair(student, teacher, weight) for student, teacher in layers.stages]
 
 
-def _mi_l(layers: Layers, weight: float | None) -> list[Pair]:
+def _mi_l(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
     student, teacher = layers.classifiers
     return [Pair(f"{student}:input", teacher, weight)]
 
 
-def _at(layers: Layers, weight: float | None) -> list[Pair]:
+def _at(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
     return [Pair(student, teacher, weight, ATLoss()) for student, teacher in layers.stages]
 
 
-def _fitnet(layers: Layers, weight: float | None) -> list[Pair]:
-    student, teacher = layers.stages[len(layers.stages) // 2]  # one hint, from the middle
+def _fitnet(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
+    student, teacher = layers.stages[options.hint]
     return [Pair(student, teacher, weight, FitNetLoss)]
 
 
-def _lwf(layers: Layers, weight: float | None) -> list[Pair]:
+def _lwf(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
     student, teacher = layers.classifiers
     return [Pair(f"{student}:input", teacher, weight, LwFLoss)]
 
 
-def _kd(layers: Layers, weight: float | None) -> list[Pair]:
-    return [Pair(*layers.classifiers, weight, KDLoss(temperature=4.0))]
+def _kd(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
+    return [Pair(*layers.classifiers, weight, KDLoss(temperature=options.temperature))]
 
 
-_TERMS: dict[str, Callable[[Layers, float | None], list[Pair]]] = {
+_TERMS: dict[str, Callable[[Layers, float | None, _Options], list[Pair]]] = {
     "kd": _kd,
     "lwf": _lwf,
     "fitnet": _fitnet,

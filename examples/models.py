@@ -6,16 +6,17 @@ from torch import Tensor, nn
 class WideResNet(nn.Module):
     """WRN-depth-width for small images: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
 
-    Its three groups of residual blocks are ``group1``, ``group2`` and ``group3``.
+    Its three groups of residual blocks are ``group1``, ``group2`` and ``group3``. A stem of stride
+    2 takes a quarter of the time; the papers' has 1.
     """
 
-    def __init__(self, depth: int, width: int, classes: int) -> None:
+    def __init__(self, depth: int, width: int, classes: int, stem_stride: int = 1) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(f"WideResNet, depth: expected 6 n + 4, such as 16 or 40; got {depth}.")
         channels = [16, 16 * width, 32 * width, 64 * width]
-        self.stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(3, channels[0], 3, stem_stride, padding=1, bias=False)
         self.group1 = _group(channels[0], channels[1], blocks, stride=1)
         self.group2 = _group(channels[1], channels[2], blocks, stride=2)
         self.group3 = _group(channels[2], channels[3], blocks, stride=2)
@@ -102,7 +103,8 @@ def build_model(name: str, classes: int) -> nn.Module:
     """Builds a model with random weights.
 
     Args:
-        name: ``vgg9``, ``wrn-DEPTH-WIDTH``, or a name of torchvision's or timm's.
+        name: ``vgg9``, ``wrn-DEPTH-WIDTH``, ``wrn-DEPTH-WIDTH-s2`` with a stem of stride 2, or a
+            name of torchvision's or timm's.
         classes: number of outputs.
 
     Raises:
@@ -111,8 +113,8 @@ def build_model(name: str, classes: int) -> nn.Module:
     if name == "vgg9":
         return VGG9(classes)
     if name.startswith("wrn-"):
-        depth, width = (int(part) for part in name.removeprefix("wrn-").split("-"))
-        return WideResNet(depth, width, classes)
+        depth, width, *stride = name.removeprefix("wrn-").replace("-s", "-").split("-")
+        return WideResNet(int(depth), int(width), classes, *map(int, stride))
     import timm  # here and below: slow to import, and the two names above need neither
     import torchvision
 

@@ -11,8 +11,9 @@ from accelerate.utils import DataLoaderConfiguration
 from cpu_processes import start_those_asked_for
 from demo import Digits, run_demo, table
 from image_folders import ImageList
+from image_runs import run_method
 from methods import TABLE_2, Layers
-from transfer import Settings, run_method
+from transfer import Settings
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,7 @@ class DataSet:
 def main(data_set: DataSet) -> None:
     """Runs what the command line says, and prints accuracies."""
     arguments = _parse(data_set)
-    accelerator = Accelerator(
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
-        gradient_accumulation_steps=arguments.accumulation,
-        log_with=arguments.log_with,
-        project_dir=arguments.output,
-    )
-    start_those_asked_for(accelerator)
+    accelerator = start_accelerator(arguments.accumulation, arguments.log_with, arguments.output)
     if not arguments.demo:  # many runs, whose epochs a tracker would mix
         accelerator.init_trackers(data_set.name)
     try:
@@ -58,6 +53,20 @@ def main(data_set: DataSet) -> None:
             _run(accelerator, data_set, arguments)
     finally:
         accelerator.end_training()
+
+
+def start_accelerator(
+    accumulation: int = 1, log_with: str | None = None, folder: Path | None = None
+) -> Accelerator:
+    """Returns the accelerator that runs need, and says so where processes are missing."""
+    accelerator = Accelerator(
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
+        gradient_accumulation_steps=accumulation,
+        log_with=log_with,
+        project_dir=folder,
+    )
+    start_those_asked_for(accelerator)
+    return accelerator
 
 
 def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namespace) -> None:
@@ -84,18 +93,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     layers = None
     if arguments.stages or arguments.classifiers:
         layers = Layers(tuple(arguments.stages), arguments.classifiers or ("fc", "fc"))
-    return Settings(
-        layers=layers,
-        weights_of={name: float(weight) for name, weight in arguments.weights_of},
-        **{
-            name: getattr(arguments, name)
-            for name in Settings.__dataclass_fields__
-            if name not in ("layers", "weights_of")
-        },
-    )
+    given = {k: v for k, v in vars(arguments).items() if k in Settings.__dataclass_fields__}
+    given["weights_of"] = {name: float(weight) for name, weight in arguments.weights_of}
+    return Settings(layers=layers, **given)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Reads NAME=VALUE from the command line."""
     left, equals, right = text.partition("=")
     if not (left and equals and right):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
@@ -112,15 +116,16 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     add("--data", type=Path, default=data_set.folder, help="folder of the data set")
     add("--download", action="store_true", help="fetch the data set into --data first")
     add("--method", default="mi-i", help=f"one of {', '.join(TABLE_2)}, or another sum of these")
-    add("--weights-of", type=_pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--weights-of", type=pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
     add("--student", default="resnet18", help="resnet18, vgg9, or torchvision's or timm's name")
     add("--student-weights", type=Path, help="what 'finetuned' starts from, if not ImageNet's")
     add("--teacher", default="resnet34", help="torchvision's or timm's name")
     add("--teacher-weights", type=Path, help="a state_dict, instead of the published weights")
     add("--teacher-classes", type=int, default=1000)
-    pairs = "layers of models that are not of the paper's families"
-    add("--stages", type=_pair, nargs="*", default=[], metavar="STUDENT=TEACHER", help=pairs)
-    add("--classifiers", type=_pair, metavar="STUDENT=TEACHER", help="as --stages; else fc=fc")
+    layers = "layers of models that are not of the paper's families"
+    add("--stages", type=pair, nargs="*", default=[], metavar="STUDENT=TEACHER", help=layers)
+    add("--classifiers", type=pair, metavar="STUDENT=TEACHER", help="as --stages; else fc=fc")
     add("--images-per-class", type=int, help="all if not given; a fifth is for validation")
     add("--image-size", type=int, default=224)
     add("--seed", type=int, default=0)

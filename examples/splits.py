@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from vid_loss.subsets import images_per_class
+from vid_loss.subsets import IGNORE_INDEX, images_per_class
 
 
 def train_and_validation(
@@ -45,3 +46,30 @@ def train_and_validation(
         validation += [indices[i] for i in order[:count]]
         train += [indices[i] for i in order[count:]]
     return sorted(train), sorted(validation)
+
+
+def with_unlabelled(
+    labels: Sequence[int],
+    labelled: Sequence[int],
+    held_out: Sequence[int],
+    images: int | None,
+    *,
+    seed: int,
+) -> tuple[list[int], Tensor]:
+    """Adds images without their labels to what a student is trained on (Table 1b).
+
+    Args:
+        labels: the class of each image.
+        labelled: the indices of the images for training whose labels are known.
+        held_out: those for validation; a student sees neither their images nor their labels.
+        images: how many images a class there are in all; None is all.
+        seed: of the draw, that of :func:`train_and_validation`.
+
+    Returns:
+        The indices for training, and all labels with -100 for those that are not known.
+    """
+    drawn = range(len(labels)) if images is None else images_per_class(labels, images, seed=seed)
+    train = sorted((set(drawn) | set(labelled)) - set(held_out))
+    known = torch.full((len(labels),), IGNORE_INDEX)
+    known[list(labelled)] = torch.as_tensor(labels)[list(labelled)]
+    return train, known

@@ -1,29 +1,24 @@
-"""What the programs of the paper's Table 2 share: one method, trained and tested."""
+"""What the programs of the paper's tables share: one method, trained and tested."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from image_folders import ImageFiles, ImageList
 from methods import WITHOUT_TEACHER, Layers, matching_layers, pairs_of
 from models import build_model
-from splits import train_and_validation
 from torch import nn
-from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from vid_loss.integrations.accelerate_loop import Accuracy, evaluate, train
-from weights import imagenet_weights, load_weights, read_weights
+from weights import imagenet_weights, load_weights, read_weights, renormalisation
 
 from vid_loss import Distiller
-
-# torchvision's statistics of ImageNet, which its models were trained with.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_NORMALISE = transforms.Normalize(_MEAN, _STD)
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,9 @@ class Settings:
     """One run: which student learns from which teacher, how, and from how much.
 
     ``layers`` None means those of the paper for these models; ``images_per_class`` None means all;
-    ``batch_size`` is that of all processes together. Weights None are the published ImageNet ones.
+    ``labels_per_class`` None means that every image has its label. ``batch_size`` is that of all
+    processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
+    KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
     """
 
     method: str
@@ -39,18 +36,32 @@ class Settings:
     teacher: str = "resnet34"
     layers: Layers | None = None
     weights_of: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 4.0
+    hint: int | None = None
     teacher_weights: Path | None = None
     teacher_classes: int = 1000
     student_weights: Path | None = None
     images_per_class: int | None = None
+    labels_per_class: int | None = None
     image_size: int = 224
     seed: int = 0
     epochs: int = 100
+    steps_per_epoch: int | None = None
+    schedule: Literal["cosine", "steps"] = "cosine"
     batch_size: int = 64
     lr: float = 0.05
     weight_decay: float = 5e-4
     max_grad_norm: float | None = None
     workers: int = 4
+
+
+class Loaders(NamedTuple):
+    """What a student is trained on, what chooses its epoch, what tests it; how many classes."""
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    test: DataLoader[Any]
+    classes: int
 
 
 class Result(NamedTuple):
@@ -60,23 +71,29 @@ class Result(NamedTuple):
     test: Accuracy
 
 
-def run_method(
+def train_method(
     accelerator: Accelerator,
     settings: Settings,
-    data: tuple[ImageList, ImageList],
+    loaders: Loaders,
     output: Path,
-) -> Result:
-    """Trains a student by one method and tests the one that was best on validation data.
+    *,
+    show_progress: bool = True,
+) -> float:
+    """Trains a student by one method.
 
     Args:
         accelerator: with ``use_seedable_sampler=True`` and ``split_batches=True``.
         settings: of the run.
-        data: the images for training, of which a part is held out for validation, and the test's.
+        loaders: of images and labels.
         output: the run's folder; a run that was stopped goes on from there.
+        show_progress: whether there is a progress bar.
+
+    Returns:
+        The best accuracy on the validation data, in percent.
     """
     _keep_settings(accelerator, settings, output)
     set_seed(settings.seed)
-    student = build_model(settings.student, classes=1 + max(data[0].labels))
+    student = build_model(settings.student, loaders.classes)
     if settings.method == "finetuned":
         load_weights(
             student, _weights(settings.student, settings.student_weights), new_classifier=True
@@ -88,31 +105,66 @@ def run_method(
     optimizer = torch.optim.SGD(
         groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True
     )
-    train_loader, validation_loader, test_loader = _loaders(settings, *data)
     progress = train(
         accelerator,
         student,
         distiller,
         optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
-        train_loader=train_loader,
-        validation_loader=validation_loader,
+        schedule=_schedule(settings, optimizer),
+        train_loader=loaders.train,
+        validation_loader=loaders.validation,
         epochs=settings.epochs,
         output=output,
         max_grad_norm=settings.max_grad_norm,
+        show_progress=show_progress,
     )
-    best = build_model(settings.student, classes=1 + max(data[0].labels))
+    return progress.best_percent
+
+
+def test_best(
+    accelerator: Accelerator, settings: Settings, loaders: Loaders, output: Path
+) -> Accuracy:
+    """Tests the student of a finished run that was best on the validation data."""
+    best = build_model(settings.student, loaders.classes)
     best.load_state_dict(read_weights(output / "best.safetensors"))
-    test = evaluate(accelerator, best.to(accelerator.device), accelerator.prepare(test_loader))
+    model, loader = best.to(accelerator.device), accelerator.prepare(loaders.test)
+    accuracy = evaluate(accelerator, model, loader)
     accelerator.free_memory()
-    return Result(progress.best_percent, test)
+    return accuracy
+
+
+def shuffled(
+    dataset: Dataset[Any], settings: Settings, options: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Returns a loader in random order, with as many steps an epoch as the settings say.
+
+    A data set that is shorter than that is gone through several times.
+    """
+    if settings.steps_per_epoch is None:
+        return DataLoader(dataset, shuffle=True, **options)
+    count = settings.steps_per_epoch * settings.batch_size
+    return DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=count), **options)
+
+
+def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:
+    if settings.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, settings.epochs)
+    # The wide residual networks' 200 epochs have steps at 60, 120 and 160.
+    milestones = [round(part * settings.epochs) for part in (0.3, 0.6, 0.8)]
+    return MultiStepLR(optimizer, milestones, gamma=0.2)
 
 
 def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
     if settings.method in WITHOUT_TEACHER:
         return None
     layers = settings.layers or matching_layers(settings.student, settings.teacher)
-    pairs = pairs_of(settings.method, layers, settings.weights_of)
+    pairs = pairs_of(
+        settings.method,
+        layers,
+        settings.weights_of,
+        temperature=settings.temperature,
+        hint=settings.hint,
+    )
     teacher = build_model(settings.teacher, settings.teacher_classes)
     load_weights(
         teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
@@ -122,63 +174,8 @@ def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
     return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs)
 
 
-def renormalisation(teacher: nn.Module) -> transforms.Normalize | None:
-    """Returns what turns a student's images into those that a published timm teacher has learnt.
-
-    None if they are the same, as for all of torchvision's.
-    """
-    config = getattr(teacher, "pretrained_cfg", {"mean": _MEAN, "std": _STD})
-    if (tuple(config["mean"]), tuple(config["std"])) == (_MEAN, _STD):
-        return None
-    own = zip(config["mean"], config["std"], _MEAN, _STD, strict=True)
-    shifts, scales = zip(*(((m - mean) / std, s / std) for m, s, mean, std in own), strict=True)
-    return transforms.Normalize(shifts, scales)
-
-
 def _weights(name: str, path: Path | None) -> dict[str, torch.Tensor]:
     return imagenet_weights(name) if path is None else read_weights(path)
-
-
-def _loaders(
-    settings: Settings, train_images: ImageList, test_images: ImageList
-) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any]]:
-    augmented = ImageFiles(train_images, augmentation(settings.image_size))
-    plain = ImageFiles(train_images, preparation(settings.image_size))
-    test = ImageFiles(test_images, preparation(settings.image_size))
-    chosen, held_out = train_and_validation(
-        train_images.labels, settings.images_per_class, seed=settings.seed
-    )
-    options: dict[str, Any] = {
-        "batch_size": settings.batch_size,
-        "num_workers": settings.workers,
-        "pin_memory": torch.cuda.is_available(),
-    }
-    return (
-        DataLoader(Subset(augmented, chosen), shuffle=True, **options),
-        DataLoader(Subset(plain, held_out), **options),
-        DataLoader(test, **options),
-    )
-
-
-def augmentation(size: int) -> transforms.Compose:
-    """Returns what is done to a training image: photographs are cropped and flipped.
-
-    Small images, which may be digits, are shifted by up to an eighth.
-    """
-    if size < 64:
-        random = [transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)]
-    else:
-        random = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*random, transforms.ToTensor(), _NORMALISE])
-
-
-def preparation(size: int) -> transforms.Compose:
-    """Returns what is done to an image of the validation or the test data."""
-    if size < 64:
-        resized = [transforms.Resize((size, size))]
-    else:
-        resized = [transforms.Resize(round(size / 0.875)), transforms.CenterCrop(size)]
-    return transforms.Compose([*resized, transforms.ToTensor(), _NORMALISE])
 
 
 def _keep_settings(accelerator: Accelerator, settings: Settings, output: Path) -> None:

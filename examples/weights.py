@@ -6,6 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision import transforms
+
+# torchvision's statistics of ImageNet, which its models were trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -118,3 +122,16 @@ def _convolutions_of_vgg11(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor - bias
         tensors.append(tensor)
     return dict(zip(names, tensors, strict=True))
+
+
+def renormalisation(teacher: nn.Module) -> transforms.Normalize | None:
+    """Returns what turns a student's images into those that a published timm teacher has learnt.
+
+    None if they are the same, as for all of torchvision's.
+    """
+    config = getattr(teacher, "pretrained_cfg", {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    if (tuple(config["mean"]), tuple(config["std"])) == (IMAGENET_MEAN, IMAGENET_STD):
+        return None
+    own = zip(config["mean"], config["std"], IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    shifts, scales = zip(*(((m - mean) / std, s / std) for m, s, mean, std in own), strict=True)
+    return transforms.Normalize(shifts, scales)

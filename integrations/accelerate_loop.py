@@ -98,6 +98,7 @@ def train(
     output: Path,
     task_loss: TaskLoss = labelled_cross_entropy,
     max_grad_norm: float | None = None,
+    show_progress: bool = True,
 ) -> Progress:
     """Trains a student, and resumes where the same call was stopped.
 
@@ -123,6 +124,7 @@ def train(
         output: folder of the run, on storage that every process sees.
         task_loss: of the student's output and the labels.
         max_grad_norm: clips the gradient of student and heads together to this norm.
+        show_progress: False leaves the progress bar to a caller that has many runs.
 
     Returns:
         The progress, after the last epoch. The accelerator has forgotten what it prepared.
@@ -141,7 +143,8 @@ def train(
         validation_loader,
     )
     progress = _resume(accelerator, schedule, output)
-    steps, hidden = len(batches), not accelerator.is_main_process
+    steps = len(batches)
+    hidden = not (show_progress and accelerator.is_main_process)
     with tqdm(
         initial=progress.epoch * steps, total=epochs * steps, leave=False, disable=hidden
     ) as bar:

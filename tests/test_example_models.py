@@ -8,11 +8,11 @@ pytest.importorskip("safetensors", reason="needs the examples extra")
 
 import torchvision
 import weights
+from image_runs import preparation
 from methods import TABLE_1, TABLE_2, WITHOUT_TEACHER, Layers, matching_layers, pairs_of
 from models import build_model
 from safetensors.torch import save_file
-from transfer import preparation, renormalisation
-from weights import imagenet_weights, load_weights, read_weights
+from weights import imagenet_weights, load_weights, read_weights, renormalisation
 
 from vid_loss import Distiller, FeatureTap
 

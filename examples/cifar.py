@@ -1,0 +1,122 @@
+"""One cell of the paper's Table 1: a wide residual network taught from few images or labels.
+
+The teacher first, then any method::
+
+    python examples/cifar.py --dataset cifar10 --download --train-teacher
+    python examples/cifar.py --dataset cifar10 --method mi --images-per-class 100 --seed 0
+
+The recipe is that of the wide residual networks: SGD with Nesterov momentum, crops and flips, 200
+epochs with the learning rate times 0.2 after 60, 120 and 160. ``--epochs`` scales these. An epoch
+is as many steps as a pass over *all* images for training would take, however few a student sees:
+it sees them more often, and every regime is trained for as long. ``--steps-per-epoch`` changes it.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from methods import TABLE_1
+from program import pair, start_accelerator
+from small_batches import small_loaders
+from small_images import FORMATS, SmallImages, read_small_images
+from transfer import Settings, test_best, train_method
+
+
+def main() -> None:
+    """Trains what the command line says, and prints accuracies."""
+    arguments = _parse()
+    accelerator = start_accelerator()
+    try:
+        with accelerator.main_process_first():
+            data = read_small_images(
+                arguments.dataset,
+                arguments.data,
+                download=arguments.download and accelerator.is_main_process,
+            )
+        settings = _settings(arguments, data)
+        loaders = small_loaders(settings, data, accelerator.device)
+        validation = train_method(accelerator, settings, loaders, arguments.output)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    test = test_best(accelerator, settings, loaders, arguments.output)
+    accelerator.print(
+        f"{settings.method}, {settings.student}, seed {settings.seed}: {validation:.2f} % of the "
+        f"validation images, {test.percent:.2f} % of {test.total} test images"
+    )
+
+
+def recipe(data: SmallImages, **given: Any) -> Settings:
+    """Returns the wide residual networks' settings, with some of them changed.
+
+    Args:
+        data: the data set, whose size is that of an epoch unless ``steps_per_epoch`` is given.
+        given: fields of :class:`Settings`.
+    """
+    defaults = {
+        "method": "student",
+        "student": "wrn-16-1",
+        "teacher": "wrn-40-2",
+        "teacher_classes": data.format.classes,
+        "image_size": data.format.size,
+        "schedule": "steps",
+        "epochs": 200,
+        "batch_size": 128,
+        "lr": 0.1,
+    }
+    settings = Settings(**{**defaults, **given})
+    if settings.steps_per_epoch is None:
+        steps = -(-len(data.train.labels) // settings.batch_size)
+        settings = replace(settings, steps_per_epoch=steps)
+    return settings
+
+
+def _settings(arguments: argparse.Namespace, data: SmallImages) -> Settings:
+    given = {k: v for k, v in vars(arguments).items() if k in Settings.__dataclass_fields__}
+    given["weights_of"] = {name: float(weight) for name, weight in arguments.weights_of}
+    settings = recipe(data, **given)
+    if not arguments.train_teacher:
+        return settings
+    return replace(settings, method="student", student=settings.teacher, images_per_class=None)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", choices=FORMATS, default="cifar10")
+    add("--data", type=Path, default=Path("data"), help="folder of the data set (%(default)s)")
+    add("--download", action="store_true", help="fetch the data set into --data first")
+    add("--train-teacher", action="store_true", help="train --teacher on all images, by itself")
+    add("--teacher", default="wrn-40-2", help="wrn-DEPTH-WIDTH, with -s2 for a stem of stride 2")
+    add("--teacher-weights", type=Path, help="if not where --train-teacher leaves them")
+    add("--student", default="wrn-16-1")
+    add("--method", default="mi", help=f"one of {', '.join(TABLE_1)}, or another sum of these")
+    add("--weights-of", type=pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--temperature", type=float, default=4.0, help="of KD (%(default)s)")
+    add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
+    add("--images-per-class", type=int, help="all if not given")
+    add("--labels-per-class", type=int, help="the other images have none (Table 1b)")
+    add("--seed", type=int, default=0)
+    add("--epochs", type=int, default=200, help="(%(default)s)")
+    add("--steps-per-epoch", type=int, help="those of a pass over all images if not given")
+    add("--batch-size", type=int, default=128, help="of all processes together (%(default)s)")
+    add("--lr", type=float, default=0.1, help="(%(default)s)")
+    add("--output", type=Path, help="folder of the run; named for it if not given")
+    arguments = parser.parse_args()
+    runs = Path("runs", arguments.dataset)
+    teacher = runs / f"{arguments.teacher}-teacher"
+    if arguments.teacher_weights is None:
+        arguments.teacher_weights = teacher / "best.safetensors"
+    if arguments.output is None:
+        images = arguments.images_per_class or "all"
+        labels = f"-{arguments.labels_per_class}-labels" if arguments.labels_per_class else ""
+        run = f"{arguments.student}-{arguments.method}-{images}{labels}-seed{arguments.seed}"
+        arguments.output = teacher if arguments.train_teacher else runs / run
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
