@@ -68,7 +68,8 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
     """Keeps the ratios, and of the times the medians."""
     output_json["command"] = " ".join(["pytest", *config.invocation_params.args])
     output_json["benchmarks"] = [
-        {"name": b["name"], "median_s": b["stats"]["median"], **b["extra_info"]} for b in benchmarks
+        {"name": b["name"], "median_s": b["stats"]["median"], **b["extra_info"]}
+        for b in output_json["benchmarks"]
     ]
 
 
