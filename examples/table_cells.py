@@ -193,6 +193,8 @@ def items_of(plan: Plan) -> tuple[list[Item], list[Item]]:
         for model in models
     ]
     name = f"{plan.table} {plan.dataset} {plan.student} of {plan.teacher} {_text(plan.recipe)}"
+    if plan.table == "1b":
+        name += f" images={plan.images_per_class or 'all'}"
     cells = [
         Item(
             f"{name} {method} {n or 'all'}",

@@ -70,7 +70,7 @@ def read_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Sorts records into tables.
 
     Raises:
-        ValueError: if one cell has runs of different recipes or revisions.
+        ValueError: if one cell has runs of different recipes.
     """
     tables = []
     tested = [r for r in records if r["stage"] == "test" and not r["pretrained"]]
@@ -98,6 +98,7 @@ def of_cells(runs: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Mapping[st
 
 def _check(runs: Mapping[Key, Sequence[Mapping[str, Any]]]) -> None:
     fields = ("student", "teacher", "epochs", "steps_per_epoch", "batch_size", "lr")
+    fields += ("images_per_class",)
     for (method, n), of_cell in runs.items():
         recipes = {tuple(record[name] for name in fields) for record in of_cell}
         seeds = [record["seed"] for record in of_cell]

@@ -50,6 +50,10 @@ def main() -> None:
     runner = Runner(
         start_accelerator(), arguments.data, arguments.output, download=arguments.download
     )
+    if runner.accelerator.num_processes > 1:
+        sys.exit(
+            "tables.py: expected one process a worker; got several. Start it as often instead."
+        )
     try:
         _work(arguments, plan, runner)
     except (FileNotFoundError, ConnectionError) as error:
@@ -61,8 +65,20 @@ def _work(arguments: argparse.Namespace, plan: Plan, runner: Runner) -> None:
     address = arguments.storage or str(arguments.output / "journal.log")
     storage, lines = open_storage(address), arguments.output / f"{plan.table}-{plan.dataset}.jsonl"
     before, cells = items_of(plan)
-    models = _fill(Worker(storage, before, runner.execute, lease=arguments.lease), lines, [])
-    _fill(Worker(storage, cells, runner.execute, lease=arguments.lease), lines, models)
+    others = _lines_of_others(lines, plan)
+    models = _fill(Worker(storage, before, runner.execute, lease=arguments.lease), lines, others)
+    _fill(Worker(storage, cells, runner.execute, lease=arguments.lease), lines, others + models)
+
+
+def _lines_of_others(path: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Returns the lines of cells that another command of this table has filled."""
+    records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return [
+        record
+        for record in records
+        if not record["pretrained"]
+        and (record["method"] not in plan.methods or record["n"] not in plan.regimes)
+    ]
 
 
 def _fill(worker: Worker, lines: Path, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,7 +118,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     if arguments.dataset is not None:
-        check_data_set(arguments.dataset)
+        check_data_set(arguments.dataset, arguments.table, arguments.preset)
     plan = plan_of(arguments.table, arguments.preset, arguments.dataset)
     given = {"epochs": arguments.epochs, "steps_per_epoch": arguments.steps_per_epoch}
     recipe = {name: value for name, value in given.items() if value is not None}
@@ -130,8 +146,8 @@ def _parse() -> argparse.Namespace:
     add("--data", type=Path, default=Path("data"), help="folder of the data set (%(default)s)")
     add("--download", action="store_true", help="fetch small images that are missing")
     add("--preset", choices=("paper", "small"), default="paper", help="small: for two CPU cores")
-    add("--epochs", type=int, help="in place of the recipe's, whose schedule is scaled")
-    add("--steps-per-epoch", type=int, help="in place of the recipe's")
+    add("--epochs", type=int, help="in place of the recipe's, and the teacher's; schedules scale")
+    add("--steps-per-epoch", type=int, help="in place of the recipe's, and the teacher's")
     add("--methods", nargs="+", help="some of the rows")
     add("--regimes", nargs="+", type=int, help="images, in 1b labels, a class: other columns")
     add("--images-per-class", type=int, help="in 1b, with labels and without together")

@@ -119,7 +119,7 @@ def train(
             are ``-100``. Drop the last batch if it must not weigh more than the others. For a
             distiller with a cache ``((*inputs, labels), sample_index)``, which is what
             ``StackDataset(dataset, range(len(dataset)))`` gives.
-        validation_loader: the same for what the best epoch is chosen on.
+        validation_loader: batches ``(*inputs, labels)`` of what the best epoch is chosen on.
         epochs: how many epochs there are in all.
         output: folder of the run, on storage that every process sees.
         task_loss: of the student's output and the labels.

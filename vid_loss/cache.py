@@ -1,7 +1,7 @@
 """The teacher's features on disk, for inputs that do not change between epochs."""
 
-import hashlib
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fingerprint import fingerprint_of, state_of
 from .shards import Shards
 from .teacher import Teacher
 
-_Features = Callable[
-    [Teacher, tuple[Any, ...], Mapping[str, Any], Tensor | None], dict[str, Tensor]
-]
 _CHECKSUM, _FEATURE = "input_checksum", "feature:"
+_Index = Tensor | Sequence[int] | None
+_Features = Callable[[Teacher, tuple[Any, ...], Mapping[str, Any], _Index], dict[str, Tensor]]
 
 
 class FeatureCache:
@@ -25,12 +25,14 @@ class FeatureCache:
     time. That holds only where a sample's inputs are always the same: without random
     augmentation. A sample that comes back with other inputs is noticed in the first epochs.
 
-    Every batch with new samples adds one safetensors file, whole or not at all, so a process
-    that is killed leaves a cache that can be used. Files are memory-mapped. Several processes may
-    share a folder; each finds what the others have added.
+    Files are safetensors of up to 64 MB, memory-mapped, each written whole or not at all: a
+    process that is killed loses the features of its last samples, and the rest can be used.
+    Several processes may share a folder; each finds what the others have written. Not for a
+    teacher that FSDP shards, whose forward all processes must run.
 
     Args:
-        folder: where the files are. One folder is for one teacher and one choice of its layers.
+        folder: where the files are, and nothing else. One folder is for one teacher and one choice
+            of its layers.
         dtype: ``torch.float16`` or ``torch.float32``, what features are kept in. The loss is given
             them in this precision also when they are new.
         max_bytes: how much this process may let the folder grow to. The teacher goes on to run for
@@ -69,8 +71,8 @@ class FeatureCache:
         self.dtype = dtype
         self.max_bytes = max_bytes
         self._shards: Shards | None = None
-        self._teacher_state: list[tuple[int, int]] = []
-        self._full_hits = 0
+        self._teacher_state: Any = None
+        self._hits = 0
         # Files are no part of a graph. A decorator would import the compiler with this library.
         disable: Callable[[_Features], _Features] = torch.compiler.disable
         self.features = disable(self._features)
@@ -79,13 +81,18 @@ class FeatureCache:
         """Copies of a distiller share the files, and so this."""
         return self
 
+    def flush(self) -> None:
+        """Writes what is not written yet: as happens after the first epoch, and at the end."""
+        if self._shards is not None:
+            self._shards.flush()
+
     @torch.no_grad()
     def _features(
         self,
         teacher: Teacher,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        sample_index: Tensor | None,
+        sample_index: _Index,
     ) -> dict[str, Tensor]:
         """Returns the teacher's features, and runs it for the samples that are new.
 
@@ -97,42 +104,55 @@ class FeatureCache:
                 a GPU they would have to be waited for.
 
         Returns:
-            The features by layer, ``(N, ...)``, on the device of the teacher.
+            The features by layer, ``(N, ...)``, on the device of the inputs.
 
         Raises:
-            ValueError: if the index is none, the folder has another teacher's features, a sample
-                came back with other inputs, or features differ in shape or overflow the dtype.
+            ValueError: if the index is none or not of this batch, the folder has another teacher's
+                features, a sample came back with other inputs, or features differ in shape or
+                overflow the dtype.
         """
-        samples = _checked_index(sample_index)
+        samples, device = _checked(sample_index, args, kwargs)
         shards = self._shards_of(teacher)
         if not all(sample in shards for sample in samples):
             shards.scan()  # another process may have them by now
         new = [row for row, sample in enumerate(samples) if sample not in shards]
         old = [row for row, sample in enumerate(samples) if sample in shards]
-        if self._is_time_to_check(bool(new)):
-            _check_inputs(shards, samples, old, args, kwargs)
-        device = next(teacher.tap.model.parameters()).device
         found = {
             layer: shards.read(
                 _FEATURE + layer, [samples[row] for row in old], pinned=device.type == "cuda"
             ).to(device, non_blocking=True)
             for layer in (teacher.tap.specs if old else ())
         }
+        check = bool(old) and self._is_time_to_check()
+        if not new and not check:
+            return found
+        # What the teacher is given, not the student: teacher_inputs may have changed, or be random.
+        args, kwargs = teacher.arguments(args, kwargs)
+        inputs = _checksums(args, kwargs, len(samples))
+        if check:
+            self._check(teacher, shards, [samples[row] for row in old], inputs[old])
         if not new:
+            shards.flush()  # the first epoch is over
             return found
         fresh = self._fresh(teacher, args, kwargs, samples, new)
+        rows = {_FEATURE + layer: x for layer, x in fresh.items()} | {_CHECKSUM: inputs[new]}
+        shards.add([samples[row] for row in new], rows, max_bytes=self.max_bytes)
         if not old:
             return fresh
-        order = torch.tensor([*old, *new], device=device).argsort()
-        return {layer: torch.cat([found[layer], fresh[layer]])[order] for layer in fresh}
+        order = torch.tensor([*old, *new]).argsort()
+        return {
+            layer: torch.cat([found[layer].to(x.device), x])[order.to(x.device)]
+            for layer, x in fresh.items()
+        }
 
     def _shards_of(self, teacher: Teacher) -> Shards:
-        """Opens the folder; again when the teacher's weights may have changed since."""
-        model = teacher.tap.model
-        state = [(x.data_ptr(), x._version) for x in (*model.parameters(), *model.buffers())]
+        """Opens the folder; again when the teacher may have changed since."""
+        state = state_of(teacher)
         if self._shards is None or state != self._teacher_state:
-            self._shards = Shards(self.folder, _fingerprint(teacher, self.dtype))
+            self.flush()
+            self._shards = Shards(self.folder, fingerprint_of(teacher, self.dtype))
             self._teacher_state = state
+            weakref.finalize(self, self._shards.flush)  # also when the interpreter ends
         return self._shards
 
     def _fresh(
@@ -143,21 +163,14 @@ class FeatureCache:
         samples: Sequence[int],
         new: Sequence[int],
     ) -> dict[str, Tensor]:
-        """Runs the teacher on the rows of a batch that are new, and keeps what fits."""
-        shards, count = self._shards_of(teacher), len(samples)
-        features = teacher.features(
-            tuple(_rows(x, new, count) for x in args),
-            {name: _rows(x, new, count) for name, x in kwargs.items()},
+        """Runs the teacher on the rows of a batch that are new."""
+        features = teacher.run(
+            tuple(_rows(x, new, len(samples)) for x in args),
+            {name: _rows(x, new, len(samples)) for name, x in kwargs.items()},
         )
-        kept = {layer: self._checked(layer, x, len(new)) for layer, x in features.items()}
-        size = sum(x.nbytes for x in kept.values())
-        if self.max_bytes is None or shards.bytes + size <= self.max_bytes:
-            rows = {_FEATURE + layer: x for layer, x in kept.items()}
-            rows[_CHECKSUM] = _checksums(args, kwargs, count)[list(new)]
-            shards.write([samples[row] for row in new], rows)
-        return kept
+        return {layer: self._kept(layer, x, len(new)) for layer, x in features.items()}
 
-    def _checked(self, layer: str, feature: Tensor, count: int) -> Tensor:
+    def _kept(self, layer: str, feature: Tensor, count: int) -> Tensor:
         """Returns a new feature in the cache's dtype, or says why it cannot be kept."""
         kept = feature.to(self.dtype)
         name = f"FeatureCache, layer {layer!r} of the teacher"
@@ -179,12 +192,29 @@ class FeatureCache:
             )
         return kept
 
-    def _is_time_to_check(self, some_are_new: bool) -> bool:
-        """Often at first and ever more rarely then: it reads the inputs of the whole batch."""
-        if some_are_new:
-            return True
-        self._full_hits += 1
-        return self._full_hits & (self._full_hits - 1) == 0  # a power of two
+    def _is_time_to_check(self) -> bool:
+        """Often at first and ever more rarely then: it reads the inputs, and the weights."""
+        self._hits += 1
+        return self._hits & (self._hits - 1) == 0  # a power of two
+
+    def _check(
+        self, teacher: Teacher, shards: Shards, samples: Sequence[int], inputs: Tensor
+    ) -> None:
+        # Again, because writing to a parameter's .data leaves no trace but the values.
+        if fingerprint_of(teacher, self.dtype) != shards.fingerprint:
+            raise ValueError(
+                f"FeatureCache, {self.folder}: expected the teacher that the features are of; it "
+                "has changed since. Choose another folder, or delete these features."
+            )
+        before = shards.read(_CHECKSUM, samples)
+        differs = (inputs - before).abs() > 1e-4 * (1 + before.abs())
+        if bool(differs.any()):
+            raise ValueError(
+                f"FeatureCache, sample {samples[int(differs.nonzero()[0])]}: expected the inputs "
+                "that its features were computed from; got others. Take random augmentation out, "
+                "or train without a cache; for another data set or other teacher_inputs choose "
+                "another folder."
+            )
 
 
 def _require_safetensors() -> None:
@@ -196,46 +226,36 @@ def _require_safetensors() -> None:
         ) from error
 
 
-def _checked_index(sample_index: Tensor | None) -> list[int]:
-    if (
-        not isinstance(sample_index, Tensor)
-        or sample_index.ndim != 1
-        or sample_index.is_floating_point()
-    ):
-        got = tuple(sample_index.shape) if isinstance(sample_index, Tensor) else sample_index
+def _checked(
+    sample_index: _Index, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[int], torch.device]:
+    """Returns the samples' indices, and the device of the inputs that they are of."""
+    index = torch.as_tensor([] if sample_index is None else sample_index)
+    if sample_index is None or index.ndim != 1 or index.is_floating_point():
+        got = None if sample_index is None else f"shape {tuple(index.shape)} of {index.dtype}"
         raise ValueError(
-            "FeatureCache, sample_index: expected a tensor (N,) of integers, each sample's place "
-            f"in its data set; got {got}. Call distiller(images, sample_index=index)."
+            "FeatureCache, sample_index: expected integers (N,), each sample's place in its data "
+            f"set; got {got}. Call distiller(images, sample_index=index)."
         )
-    samples: list[int] = sample_index.tolist()
-    return samples
+    values = (*args, *kwargs.values())
+    tensors = [x for x in values if isinstance(x, Tensor) and x.ndim]
+    if not tensors or any(isinstance(x, list | tuple | Mapping) for x in values):
+        raise ValueError(
+            "FeatureCache: expected tensors with the batch first as the student's inputs; got "
+            f"{[type(x).__name__ for x in values]}. Train without a cache."
+        )
+    if len(tensors[0]) != len(index):
+        raise ValueError(
+            f"FeatureCache, sample_index: expected an index for each of {len(tensors[0])} samples; "
+            f"got {len(index)}."
+        )
+    return index.tolist(), tensors[0].device
 
 
 def _rows(value: Any, rows: Sequence[int], count: int) -> Any:
     if len(rows) < count and isinstance(value, Tensor) and value.ndim and len(value) == count:
         return value[list(rows)]
     return value
-
-
-def _check_inputs(
-    shards: Shards,
-    samples: Sequence[int],
-    rows: Sequence[int],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> None:
-    if not rows:
-        return
-    before = shards.read(_CHECKSUM, [samples[row] for row in rows])
-    now = _checksums(args, kwargs, len(samples))[list(rows)]
-    differs = (now - before).abs() > 1e-4 * (1 + before.abs())
-    if bool(differs.any()):
-        sample = samples[rows[int(differs.nonzero()[0])]]
-        raise ValueError(
-            f"FeatureCache, sample {sample}: expected the inputs that its features were computed "
-            "from; got others. Take random augmentation out, or train without a cache; for "
-            "another data set choose another folder."
-        )
 
 
 def _checksums(args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int) -> Tensor:
@@ -246,17 +266,3 @@ def _checksums(args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int) -> 
             flat = value.detach().cpu().reshape(count, -1).double()
             total += flat @ torch.arange(flat.shape[1], dtype=torch.float64).cos()
     return total
-
-
-def _fingerprint(teacher: Teacher, dtype: torch.dtype) -> str:
-    """A digest of all that decides about the features but the inputs and ``teacher_inputs``."""
-    from safetensors.torch import save
-
-    model = teacher.tap.model
-    modules = [(name, type(module).__qualname__) for name, module in model.named_modules()]
-    facts = modules, sorted(teacher.tap.specs), teacher.dtype, dtype
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(save({name: tensor.detach().cpu().contiguous()}))
-    return digest.hexdigest()

@@ -44,7 +44,7 @@ class Distiller(nn.Module):
         stop_teacher: end the teacher's forward at its last tapped layer, with an exception that
             its callers do not see. Not for a teacher that FSDP shards.
         cache: keeps the teacher's features of each sample, for inputs that do not change between
-            epochs; calls then need ``sample_index``.
+            epochs; calls then need ``sample_index``. Not for a teacher that FSDP shards.
         diagnose: keep in every step what :meth:`diagnostics` needs.
 
     Attributes:
@@ -135,7 +135,7 @@ class Distiller(nn.Module):
         self,
         *args: Any,
         token_mask: Tensor | None = None,
-        sample_index: Tensor | None = None,
+        sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Returns the weighted transfer terms of the batch that the student has just seen.
@@ -167,7 +167,7 @@ class Distiller(nn.Module):
         self,
         *args: Any,
         token_mask: Tensor | None = None,
-        sample_index: Tensor | None = None,
+        sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""

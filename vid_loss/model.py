@@ -1,5 +1,6 @@
 """Student and heads as one module."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class DistillationModel(nn.Module):
         self,
         *args: Any,
         token_mask: Tensor | None = None,
-        sample_index: Tensor | None = None,
+        sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Tensor]:
         """Runs the student; while training, adds the teacher and the transfer terms.

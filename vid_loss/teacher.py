@@ -81,11 +81,22 @@ class Teacher:
         if not self._borrowed:
             self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    @torch.no_grad()
     def features(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Runs the teacher on the student's arguments, in eval mode and without gradients."""
-        if self.inputs is not None:
-            args, kwargs = as_call(self.inputs(*args, **kwargs), "teacher_inputs")
+        """Runs the teacher on the student's arguments."""
+        return self.run(*self.arguments(args, kwargs))
+
+    @torch.no_grad()
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Returns the teacher's arguments for the student's."""
+        if self.inputs is None:
+            return args, kwargs
+        return as_call(self.inputs(*args, **kwargs), "teacher_inputs")
+
+    @torch.no_grad()
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Runs the teacher on arguments of its own, in eval mode and without gradients."""
         # Not model.eval(), which some models override to leave a part in train mode. Put back
         # afterwards, because a part may be the student's as well.
         in_train_mode = [module for module in self.tap.model.modules() if module.training]

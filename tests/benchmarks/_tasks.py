@@ -75,7 +75,6 @@ class Task:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        _wait()
 
 
 class Heads:
@@ -96,9 +95,3 @@ class Heads:
     def ours(self) -> None:
         terms = self.distiller._weighted(self.student_features, self.teacher_features, None)
         sum(terms.values()).backward()
-        _wait()
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

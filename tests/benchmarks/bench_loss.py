@@ -38,11 +38,12 @@ def bench_plain_formula_over_ours(compare, heads):
 
 def bench_torchdistill_over_ours(compare, heads):
     """Its regressor of three convolutions and its loss."""
+    device = next(heads.distiller.parameters()).device
     regressors = nn.ModuleDict()
     config = {}
     for i, pair in enumerate(heads.distiller.pairs.values()):
         student, teacher = (x.shape[1] for x in heads.features(pair))
-        regressors[str(i)] = Regressor4VID(student, teacher, teacher, 1e-5, 5.0)
+        regressors[str(i)] = Regressor4VID(student, teacher, teacher, 1e-5, 5.0).to(device)
         config[str(i)] = {
             "student": {"io": "output", "path": str(i)},
             "teacher": {"io": "output", "path": str(i)},

@@ -27,17 +27,24 @@ def compare(benchmark):
 
         def turn() -> None:
             start = perf_counter()
-            reference()
+            _finished(reference)
             times.append(perf_counter() - start)
 
         for warm_up in (measured, reference, measured, reference):
-            warm_up()
-        benchmark.pedantic(measured, setup=turn, rounds=rounds)
+            _finished(warm_up)
+        benchmark.pedantic(_finished, args=(measured,), setup=turn, rounds=rounds)
         ratios = [a / b for a, b in zip(benchmark.stats.stats.data, times, strict=True)]
         low, median, high = statistics.quantiles(ratios, n=4)
         benchmark.extra_info.update(info, ratio=median, quartiles=[low, high])
 
     return run
+
+
+def _finished(function: Callable[[], object]) -> None:
+    """Calls it, and waits for the GPU, which goes on after the call."""
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @pytest.fixture
