@@ -65,7 +65,8 @@ class Task:
         self.teacher_forward()
 
     def step(self, model: nn.Module | None = None) -> None:
-        output, transfer = (model or self.model)(self.images, sample_index=self.index)
+        model = self.model if model is None else model
+        output, transfer = model(self.images, sample_index=self.index)
         self._finish(F.cross_entropy(output, self.labels) + transfer)
 
     def compiled_step(self) -> None:
