@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset, RandomSampler
-from vid_loss.integrations.accelerate_loop import Accuracy, evaluate, train
+from vid_loss.integrations.accelerate_evaluation import Accuracy, evaluate
+from vid_loss.integrations.accelerate_loop import train
 from weights import imagenet_weights, load_weights, read_weights, renormalisation
 
 from vid_loss import Distiller

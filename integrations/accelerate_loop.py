@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ try:
     from tqdm.auto import tqdm
 
     from .accelerate_checkpoints import export_student, load_checkpoint, save_checkpoint
+    from .accelerate_evaluation import evaluate
     from .accelerate_means import LossMeans
 except ImportError as error:
     raise ImportError(
@@ -32,18 +33,6 @@ TaskLoss = Callable[[Any, Tensor], Tensor]
 _Sample = tuple[list[Any], Tensor, dict[str, Tensor]]
 
 _STEPS_BETWEEN_DISPLAYS = 10  # reading a loss makes the host wait for the device
-
-
-class Accuracy(NamedTuple):
-    """How many samples were classified correctly, of how many."""
-
-    correct: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """The accuracy in percent; 0 without samples."""
-        return 100 * self.correct / max(self.total, 1)
 
 
 @dataclass
@@ -173,29 +162,6 @@ def train(
             _save(accelerator, model, schedule, progress, output)
     accelerator.free_memory()
     return progress
-
-
-@torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any]) -> Accuracy:
-    """Counts correct classifications, each sample once however many processes share them.
-
-    Args:
-        accelerator: of the run.
-        model: returns logits, or the pair that DistillationModel returns; left in eval mode.
-        loader: prepared; batches ``(*inputs, labels)``. Samples with a negative label do not count.
-
-    Returns:
-        The number of correct ones and the total, over all processes.
-    """
-    model.eval()
-    correct = total = 0
-    for *inputs, labels in loader:
-        output = model(*inputs)
-        logits = output[0] if isinstance(output, tuple) else output
-        predicted, labels = accelerator.gather_for_metrics((logits.argmax(dim=-1), labels))
-        correct += int((predicted == labels).sum())
-        total += int((labels >= 0).sum())
-    return Accuracy(correct, total)
 
 
 def _samples(loader: DataLoader[Any], distiller: Distiller | None) -> Iterator[_Sample]:

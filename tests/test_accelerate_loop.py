@@ -22,7 +22,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file
-from vid_loss.integrations.accelerate_loop import Progress, evaluate, train
+from vid_loss.integrations.accelerate_evaluation import Accuracy, evaluate
+from vid_loss.integrations.accelerate_loop import Progress, train
 
 CHILD = Path(__file__).with_name("loop_child.py")
 KILLED = -9
@@ -166,7 +167,7 @@ def test_best_is_exported_from_its_own_epoch(accelerator, tmp_path, monkeypatch)
 
     def scripted(_, model, __):
         states.append({k: v.clone() for k, v in model.student.state_dict().items()})
-        return accelerate_loop.Accuracy(next(percents), 100)
+        return Accuracy(next(percents), 100)
 
     monkeypatch.setattr(accelerate_loop, "evaluate", scripted)
     run(accelerator, tmp_path, epochs=3)

@@ -1,6 +1,5 @@
 """The methods that the paper compares with, each with :class:`~vid_loss.VIDLoss`'s call."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import align, channels_of, check_channels, check_same_kind, compute_dtype, kind_of
+from .logits import (
+    check_logits,
+    check_logits_kind,
+    checked_temperature,
+    mean_of_valid,
+    refuse_probabilities,
+    softened_divergence,
+)
 from .losses import match_dtype
 
 
@@ -38,7 +45,7 @@ class KDLoss(nn.Module):
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        self.temperature = _checked_temperature(temperature)
+        self.temperature = checked_temperature(temperature)
         self._seen = False
 
     def forward(
@@ -55,7 +62,7 @@ class KDLoss(nn.Module):
             ValueError: if the shapes differ, are no logits' shapes, or if the first batch
                 holds probabilities.
         """
-        _check_logits(self, student_feature, teacher_feature, mask)
+        check_logits(self, student_feature, teacher_feature, mask)
         if student_feature.shape[-1] != teacher_feature.shape[-1]:
             raise ValueError(
                 f"expected the student's {student_feature.shape[-1]} classes of the teacher; got "
@@ -65,9 +72,9 @@ class KDLoss(nn.Module):
         if not self._seen and len(student_feature) and not torch.compiler.is_compiling():
             # Once only: looking at values makes the host wait for the device.
             self._seen = True
-            _refuse_probabilities("student", student_feature)
-            _refuse_probabilities("teacher", teacher_feature)
-        return _softened_divergence(student_feature, teacher_feature, self.temperature, mask)
+            refuse_probabilities("student", student_feature)
+            refuse_probabilities("teacher", teacher_feature)
+        return softened_divergence(student_feature, teacher_feature, self.temperature, mask)
 
     def extra_repr(self) -> str:
         """Shows the temperature in ``print(model)``."""
@@ -102,10 +109,10 @@ class LwFLoss(nn.Module):
         temperature: float = 2.0,
     ) -> None:
         super().__init__()
-        _check_logits_kind(self, check_same_kind(student_shape, teacher_shape), teacher_shape)
+        check_logits_kind(self, check_same_kind(student_shape, teacher_shape), teacher_shape)
         self.student_channels = channels_of(student_shape)
         self.output = nn.Linear(self.student_channels, channels_of(teacher_shape))
-        self.temperature = _checked_temperature(temperature)
+        self.temperature = checked_temperature(temperature)
 
     def forward(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
@@ -120,11 +127,11 @@ class LwFLoss(nn.Module):
         Raises:
             ValueError: if a shape is not the one that this loss was built for.
         """
-        _check_logits(self, student_feature, teacher_feature, mask)
+        check_logits(self, student_feature, teacher_feature, mask)
         check_channels("student", student_feature, self.student_channels)
         check_channels("teacher", teacher_feature, self.output.out_features)
         logits = self.output(match_dtype(student_feature, self.output.weight))
-        return _softened_divergence(logits, teacher_feature, self.temperature, mask)
+        return softened_divergence(logits, teacher_feature, self.temperature, mask)
 
     def extra_repr(self) -> str:
         """Shows the temperature in ``print(model)``."""
@@ -185,7 +192,7 @@ class FitNetLoss(nn.Module):
             if mask is None:
                 return _mean_square(hint.to(dtype), teacher_feature.to(dtype))
             error = F.mse_loss(hint.to(dtype), teacher_feature.to(dtype), reduction="none")
-            return _mean_of_valid(error.mean(dim=-1), mask)
+            return mean_of_valid(error.mean(dim=-1), mask)
 
 
 class ATLoss(nn.Module):
@@ -230,53 +237,6 @@ def _attention_map(feature: Tensor) -> Tensor:
     return F.normalize(feature.square().mean(dim=1).flatten(1), dim=1)
 
 
-def _softened_divergence(
-    student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None
-) -> Tensor:
-    dtype = compute_dtype(student, teacher)
-    with torch.autocast(student.device.type, enabled=False):
-        log_q = F.log_softmax(student.to(dtype) / temperature, dim=-1)
-        log_p = F.log_softmax(teacher.to(dtype) / temperature, dim=-1)
-        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
-        if mask is not None:
-            return _mean_of_valid(divergence, mask) * temperature**2
-        return divergence.sum() / max(divergence.numel(), 1) * temperature**2
-
-
 def _mean_square(student: Tensor, teacher: Tensor) -> Tensor:
     """Averages the squared distance over all elements; 0 if there are none, not their nan."""
     return F.mse_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
-
-
-def _mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:
-    """Averages ``(N, L)`` over the valid tokens; 0 if there are none."""
-    valid = mask.bool()
-    return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
-
-
-def _checked_temperature(temperature: float) -> float:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a positive number; got {temperature}.")
-    return temperature
-
-
-def _check_logits(loss: nn.Module, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
-    align(student, teacher, mask)
-    _check_logits_kind(loss, kind_of(teacher.shape), teacher.shape)
-
-
-def _check_logits_kind(loss: nn.Module, kind: str, shape: Sequence[int]) -> None:
-    if kind == "map":
-        raise ValueError(
-            f"expected logits (N, classes) or (N, L, classes) for {type(loss).__name__}; got a map "
-            f"of shape {tuple(shape)}. Tap the classifier, for example 'fc'."
-        )
-
-
-def _refuse_probabilities(owner: str, logits: Tensor) -> None:
-    rows = logits.detach().float()
-    if rows.shape[-1] > 1 and bool((rows > 0).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()):
-        raise ValueError(
-            f"expected {owner} logits for KDLoss; got rows that are positive and sum to 1. "
-            "Tap the layer before the softmax."
-        )

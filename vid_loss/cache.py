@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from .fingerprint import fingerprint_of, state_of
+from .samples import Index, checked_index, checksums, rows_of
 from .shards import Shards
 from .teacher import Teacher
 
 _CHECKSUM, _FEATURE = "input_checksum", "feature:"
-_Index = Tensor | Sequence[int] | None
-_Features = Callable[[Teacher, tuple[Any, ...], Mapping[str, Any], _Index], dict[str, Tensor]]
+_Features = Callable[[Teacher, tuple[Any, ...], Mapping[str, Any], Index], dict[str, Tensor]]
 
 
 class FeatureCache:
@@ -92,7 +92,7 @@ class FeatureCache:
         teacher: Teacher,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        sample_index: _Index,
+        sample_index: Index,
     ) -> dict[str, Tensor]:
         """Returns the teacher's features, and runs it for the samples that are new.
 
@@ -111,7 +111,7 @@ class FeatureCache:
                 features, a sample came back with other inputs, or features differ in shape or
                 overflow the dtype.
         """
-        samples, device = _checked(sample_index, args, kwargs)
+        samples, device = checked_index(sample_index, args, kwargs)
         shards = self._shards_of(teacher)
         if not all(sample in shards for sample in samples):
             shards.scan()  # another process may have them by now
@@ -128,7 +128,7 @@ class FeatureCache:
             return found
         # What the teacher is given, not the student: teacher_inputs may have changed, or be random.
         args, kwargs = teacher.arguments(args, kwargs)
-        inputs = _checksums(args, kwargs, len(samples))
+        inputs = checksums(args, kwargs, len(samples))
         if check:
             self._check(teacher, shards, [samples[row] for row in old], inputs[old])
         if not new:
@@ -165,8 +165,8 @@ class FeatureCache:
     ) -> dict[str, Tensor]:
         """Runs the teacher on the rows of a batch that are new."""
         features = teacher.run(
-            tuple(_rows(x, new, len(samples)) for x in args),
-            {name: _rows(x, new, len(samples)) for name, x in kwargs.items()},
+            tuple(rows_of(x, new, len(samples)) for x in args),
+            {name: rows_of(x, new, len(samples)) for name, x in kwargs.items()},
         )
         return {layer: self._kept(layer, x, len(new)) for layer, x in features.items()}
 
@@ -224,45 +224,3 @@ def _require_safetensors() -> None:
         raise ImportError(
             'FeatureCache needs safetensors. Run: pip install "vid-loss[cache]"'
         ) from error
-
-
-def _checked(
-    sample_index: _Index, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[list[int], torch.device]:
-    """Returns the samples' indices, and the device of the inputs that they are of."""
-    index = torch.as_tensor([] if sample_index is None else sample_index)
-    if sample_index is None or index.ndim != 1 or index.is_floating_point():
-        got = None if sample_index is None else f"shape {tuple(index.shape)} of {index.dtype}"
-        raise ValueError(
-            "FeatureCache, sample_index: expected integers (N,), each sample's place in its data "
-            f"set; got {got}. Call distiller(images, sample_index=index)."
-        )
-    values = (*args, *kwargs.values())
-    tensors = [x for x in values if isinstance(x, Tensor) and x.ndim]
-    if not tensors or any(isinstance(x, list | tuple | Mapping) for x in values):
-        raise ValueError(
-            "FeatureCache: expected tensors with the batch first as the student's inputs; got "
-            f"{[type(x).__name__ for x in values]}. Train without a cache."
-        )
-    if len(tensors[0]) != len(index):
-        raise ValueError(
-            f"FeatureCache, sample_index: expected an index for each of {len(tensors[0])} samples; "
-            f"got {len(index)}."
-        )
-    return index.tolist(), tensors[0].device
-
-
-def _rows(value: Any, rows: Sequence[int], count: int) -> Any:
-    if len(rows) < count and isinstance(value, Tensor) and value.ndim and len(value) == count:
-        return value[list(rows)]
-    return value
-
-
-def _checksums(args: tuple[Any, ...], kwargs: Mapping[str, Any], count: int) -> Tensor:
-    """A number for each sample's inputs, ``(N,)`` in float64, which a flip or a crop changes."""
-    total = torch.zeros(count, dtype=torch.float64)
-    for value in (*args, *(kwargs[name] for name in sorted(kwargs))):
-        if isinstance(value, Tensor) and value.ndim and len(value) == count:
-            flat = value.detach().cpu().reshape(count, -1).double()
-            total += flat @ torch.arange(flat.shape[1], dtype=torch.float64).cos()
-    return total
