@@ -65,12 +65,12 @@ def _work(arguments: argparse.Namespace, plan: Plan, runner: Runner) -> None:
     address = arguments.storage or str(arguments.output / "journal.log")
     storage, lines = open_storage(address), arguments.output / f"{plan.table}-{plan.dataset}.jsonl"
     before, cells = items_of(plan)
-    others = _lines_of_others(lines, plan)
+    others = lines_of_others(lines, plan)
     models = _fill(Worker(storage, before, runner.execute, lease=arguments.lease), lines, others)
     _fill(Worker(storage, cells, runner.execute, lease=arguments.lease), lines, others + models)
 
 
-def _lines_of_others(path: Path, plan: Plan) -> list[dict[str, Any]]:
+def lines_of_others(path: Path, plan: Plan) -> list[dict[str, Any]]:
     """Returns the lines of cells that another command of this table has filled."""
     records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
     return [

@@ -366,3 +366,9 @@ def test_killed_while_it_writes_it_loses_that_file_alone(tmp_path):
     student, teacher, distiller = build(FeatureCache(tmp_path))
     loss(student, distiller, images(), range(8))
     assert teacher.samples == 4
+
+
+def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r'pip install "vid-loss\[cache\]"'):
+        FeatureCache(tmp_path)

@@ -22,6 +22,8 @@ from optuna.trial import TrialState
 from table_cells import GRIDS, items_of, plan_of
 from table_estimate import dry_run
 from table_queue import open_storage
+from table_runs import check_data_set
+from tables import lines_of_others, write_lines
 
 PROGRAM = Path(__file__).parents[1] / "examples" / "tables.py"
 MINIATURE = ("--table", "1a", "--preset", "small", "--dataset", "digits", "--epochs", "1")
@@ -194,3 +196,34 @@ def test_cells_of_other_recipes_are_other_studies():
     names = {item.name for items in items_of(plan) for item in items}
     assert {item.name for item in items_of(other)[1]}.isdisjoint(names)
     assert len(names) == 1 + len(plan.methods) * len(plan.regimes)
+
+
+def test_tables_1b_of_other_amounts_of_images_are_other_studies():
+    plan = plan_of("1b", "small")
+    names = [
+        {item.name for item in items_of(replace(plan, images_per_class=n))[1]} for n in (500, 1000)
+    ]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "preset"),
+    [("digits", "2a", "paper"), ("mit67", "1a", "paper"), ("cub200", "2c", "small")],
+)
+def test_a_data_set_that_a_table_cannot_be_made_of_is_refused(name, table, preset):
+    with pytest.raises(ValueError, match=rf"--dataset: expected one of .* table {table}.*{name}"):
+        check_data_set(name, table, preset)
+
+
+def test_the_lines_of_another_commands_cells_stay_in_the_file(tmp_path):
+    records = [
+        {"method": method, "n": n, "pretrained": False}
+        for method in ("student", "kd", "mi")
+        for n in (10, 500)
+    ]
+    path = tmp_path / "1a-fashion-mnist.jsonl"
+    write_lines(path, [*records, {"method": "student", "n": None, "pretrained": True}])
+    plan = replace(plan_of("1a", "small"), methods=("student", "kd"), regimes=(10,))
+    kept = [(record["method"], record["n"]) for record in lines_of_others(path, plan)]
+    assert kept == [("student", 500), ("kd", 500), ("mi", 10), ("mi", 500)]
+    assert lines_of_others(tmp_path / "none.jsonl", plan) == []
