@@ -202,9 +202,12 @@ class ATLoss(nn.Module):
     <https://arxiv.org/abs/1612.03928>`_. With the map :math:`Q` = channel mean of squares,
     flattened, the loss is :math:`\| Q_s / \|Q_s\|_2 - Q_t / \|Q_t\|_2 \|_2^2`. The variant here is
     that of the authors' code: averaged over positions too, to which their weight of 1000 belongs.
+    The default here is 100, by evidence on small networks.
     """
 
-    default_weight = 1000.0
+    # Fashion-MNIST, validation accuracy of the small pair of examples/tables.py with 10 and with 30
+    # images a class: 75.0 and 77.5 % with 10, 80.0 and 80.8 % with 100, 67.5 and 67.5 % with 1000.
+    default_weight = 100.0
 
     def __init__(self) -> None:
         super().__init__()
