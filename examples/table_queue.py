@@ -6,6 +6,7 @@ keeps what came of it.
 """
 
 import _thread
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -155,16 +156,16 @@ class Worker:
         try:
             with _beating(self.storage, trial, self.lease / 4) as lost:
                 record = self.execute(item, run)
+            trial.set_user_attr("record", record)
+            study.tell(trial, record["validation"])
         except BaseException as error:
-            if lost.is_set():
+            if lost.is_set() or isinstance(error, UpdateFinishedTrialError):
                 raise RuntimeError(
                     f"{item.name}, {dict(run)}: expected a sign of life every {self.lease:g} s; "
                     "another worker saw none, and does this run. Start this worker again."
                 ) from error
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
-        trial.set_user_attr("record", record)
-        study.tell(trial, record["validation"])
         return record
 
 
@@ -199,7 +200,21 @@ def _beating(
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield lost
+        with _interruptible():
+            yield lost
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A worker that a shell has started in the background ignores interrupts; not within this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # whose signals are another's to handle
+        return
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

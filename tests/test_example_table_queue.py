@@ -1,5 +1,6 @@
 """The queue of runs, with runs that only say that they were made."""
 
+import signal
 import threading
 import time
 
@@ -150,18 +151,27 @@ def wait_for(address: str):
     return storage
 
 
-def test_a_run_that_was_given_to_another_worker_is_interrupted_and_says_so(address):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_run_that_was_given_to_another_worker_is_interrupted_and_says_so(address, handler):
+    previous = signal.signal(signal.SIGINT, handler)  # ignored in a shell's background
     study = optuna.create_study(storage=storage_at(address), study_name="cell")
+    finished: list[dict] = []
 
     def execute(of: Item, run: dict) -> dict:
         study.tell(0, state=TrialState.FAIL)
         for _ in range(6000):
             time.sleep(0.01)
+        finished.append(run)
         return {"validation": 0.0}
 
     worker = Worker(storage_at(address), [Item("cell", ({},), (), (0,))], execute, lease=0.4)
-    with pytest.raises(RuntimeError, match=r"cell, .*another worker saw none.* Start this worker"):
-        worker.work(lambda *_: None)
+    try:
+        with pytest.raises(RuntimeError, match=r"cell, .*another worker saw none.* Start this"):
+            worker.work(lambda *_: None)
+    finally:
+        left = signal.signal(signal.SIGINT, previous)
+    assert left == handler
+    assert finished == []
     assert worker.records() == []
 
 
