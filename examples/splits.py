@@ -58,6 +58,10 @@ def with_unlabelled(
 ) -> tuple[list[int], Tensor]:
     """Adds images without their labels to what a student is trained on (Table 1b).
 
+    Those with labels are named as often as makes them half of all, so that in a batch drawn from
+    these there are as many of each. Named once, 100 of 5000 would leave most batches with one or
+    none, and the task loss without a say.
+
     Args:
         labels: the class of each image.
         labelled: the indices of the images for training whose labels are known.
@@ -69,7 +73,8 @@ def with_unlabelled(
         The indices for training, and all labels with -100 for those that are not known.
     """
     drawn = range(len(labels)) if images is None else images_per_class(labels, images, seed=seed)
-    train = sorted((set(drawn) | set(labelled)) - set(held_out))
+    unlabelled = set(drawn) - set(labelled) - set(held_out)
+    train = sorted(unlabelled) + [*labelled] * max(1, round(len(unlabelled) / len(labelled)))
     known = torch.full((len(labels),), IGNORE_INDEX)
     known[list(labelled)] = torch.as_tensor(labels)[list(labelled)]
     return train, known

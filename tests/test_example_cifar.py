@@ -139,6 +139,14 @@ def test_labels_a_class_hides_labels_from_the_task_and_not_from_the_transfer(fas
     assert student.stem.weight.grad.abs().sum() > 0
 
 
+def test_half_of_what_is_drawn_has_a_label_and_every_labelled_image_as_often(fashion):
+    settings = Settings("mi", images_per_class=10, labels_per_class=3, batch_size=200)
+    _, labels = next(iter(small_loaders(settings, fashion, CPU).train))
+    labelled = labels[labels >= 0]
+    assert len(labels) - len(labelled) == 10 * (10 - 3)
+    assert torch.equal(labelled.bincount(), torch.full((10,), 2 * 4))  # 20 of them, 70 without
+
+
 def test_validation_images_are_the_same_with_and_without_unlabelled_ones(fashion):
     few = small_loaders(Settings("mi", images_per_class=5), fashion, CPU)
     many = small_loaders(Settings("mi", labels_per_class=5), fashion, CPU)
