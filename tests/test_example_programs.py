@@ -137,9 +137,10 @@ def test_the_launcher_s_command_line_says_how_many_processes(command, count):
 def test_accelerate_launch_on_cpu_gets_the_processes_that_it_was_asked_for(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from accelerate import Accelerator; from cpu_processes import *\n"
+        "import os, sys; from accelerate import Accelerator; from cpu_processes import *\n"
         "accelerator = Accelerator(); start_those_asked_for(accelerator)\n"
-        "print(accelerator.process_index, 'of', accelerator.num_processes, sys.argv[1:])\n"
+        "line = f'{accelerator.process_index} of {accelerator.num_processes} {sys.argv[1:]}'\n"
+        "os.write(1, f'{line}\\n'.encode())  # at once: print's pieces may mix with the other's\n"
         "accelerator.end_training()\n"
     )
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
@@ -152,7 +153,7 @@ def test_accelerate_launch_on_cpu_gets_the_processes_that_it_was_asked_for(tmp_p
         env={**os.environ, "PYTHONPATH": examples, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = sorted(line for line in done.stdout.splitlines() if line[0] in "01")
+    printed = sorted(line for line in done.stdout.splitlines() if " of " in line)
     assert printed == ["0 of 2 ['--seed', '3']", "1 of 2 ['--seed', '3']"]
 
 
