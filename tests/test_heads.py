@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vid_loss.heads import TokenHead, mean_head
+from vid_loss.heads import PointwiseConv2d, TokenHead, mean_head
 
 
 def kinds(head):
@@ -11,7 +13,7 @@ def kinds(head):
 
 def test_map_head_is_the_papers():
     head = mean_head((2, 3, 4, 4), (2, 6, 4, 4))
-    assert kinds(head) == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d]
+    assert kinds(head) == [PointwiseConv2d, nn.BatchNorm2d, nn.ReLU, PointwiseConv2d]
     assert head(torch.randn(2, 3, 4, 4)).shape == (2, 6, 4, 4)
 
 
@@ -45,7 +47,7 @@ def test_token_head_has_the_norm_asked_for(norm, layer):
 )
 def test_map_head_has_the_norm_and_width_asked_for(norm, layers, groups):
     head = mean_head((2, 3, 4, 4), (2, 6, 4, 4), hidden_channels=48, norm=norm)
-    assert kinds(head) == [nn.Conv2d, *layers, nn.ReLU, nn.Conv2d]
+    assert kinds(head) == [PointwiseConv2d, *layers, nn.ReLU, PointwiseConv2d]
     assert head[0].out_channels == 48
     assert (head[0].bias is None) == bool(layers)
     if groups:
@@ -95,3 +97,61 @@ def test_map_head_keeps_the_memory_format(memory_format):
 def test_options_that_do_not_fit_are_refused(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         mean_head(*shapes, **options)
+
+
+LAYOUTS = {"rows": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("shape", "products"),
+    [((3, 5, 4, 6), True), ((3, 24, 4, 6), False), ((2, 7, 1, 1), False)],
+)
+def test_pointwise_convolution_is_a_convolution(shape, products, layout, bias):
+    torch.manual_seed(0)
+    layer = PointwiseConv2d(shape[1], 8, kernel_size=1, bias=bias).double()
+    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
+    maps.requires_grad_()
+    inputs = [maps, *layer.parameters()]
+    with _Operations() as operations:
+        output = layer(maps)
+    expected = F.conv2d(maps, layer.weight, layer.bias)
+    torch.testing.assert_close(output, expected)
+    direction = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(output, inputs, direction),
+        torch.autograd.grad(expected, inputs, direction),
+    )
+    by_products = products and maps.is_contiguous()
+    assert any("bmm" in name for name in operations.names) == by_products
+    assert output.is_contiguous(memory_format=LAYOUTS[layout])
+
+
+def test_pointwise_convolution_takes_one_map_or_none_as_any_convolution_does():
+    layer = PointwiseConv2d(5, 8, kernel_size=1)
+    maps = torch.randn(5, 4, 6)
+    torch.testing.assert_close(layer(maps), layer(maps.unsqueeze(0)).squeeze(0))
+    assert layer(torch.randn(0, 5, 4, 6)).shape == (0, 8, 4, 6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pointwise_convolution_follows_autocast(bias):
+    layer = PointwiseConv2d(3, 8, kernel_size=1, bias=bias)
+    maps = torch.randn(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(maps)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), layer(maps), rtol=2e-2, atol=2e-2)
+
+
+class _Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

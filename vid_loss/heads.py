@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from .features import channels_of, kind_of
@@ -66,11 +67,34 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequent
     # A bias before a norm would be subtracted again. The ReLU works in place: nothing else needs
     # what comes out of the norm, and that is a whole map saved.
     return nn.Sequential(
-        nn.Conv2d(student, hidden, kernel_size=1, bias=norm == "none"),
+        PointwiseConv2d(student, hidden, kernel_size=1, bias=norm == "none"),
         *norms[norm],
         nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, teacher, kernel_size=1),
+        PointwiseConv2d(hidden, teacher, kernel_size=1),
     )
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A convolution of kernel size 1, on a CPU as a batch of matrix products.
+
+    oneDNN's convolution of ``(N, C, H, W)`` with few channels takes up to three times as long,
+    mostly in backward. The products have a weight gradient of their own for each sample, though,
+    which outgrows the map itself where there are more channels than positions.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to the new number of channels."""
+        if input.device.type != "cpu" or input.ndim != 4 or not input.is_contiguous():
+            return super().forward(input)
+        samples, channels, height, width = input.shape
+        if channels >= height * width:
+            return super().forward(input)
+        weight, maps = self.weight.flatten(1).expand(samples, -1, -1), input.flatten(2)
+        if self.bias is None:
+            output = torch.bmm(weight, maps)
+        else:
+            output = torch.baddbmm(self.bias.unsqueeze(1), weight, maps)
+        return output.view(samples, self.out_channels, height, width)
 
 
 class TokenHead(nn.Module):
