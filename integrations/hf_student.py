@@ -57,7 +57,7 @@ class StudentHeads:
         ):
             return None
         with self.autocast():
-            transfer = self.distiller.transfer(self.teacher_features, token_mask=self.mask)
+            transfer = self.distiller(teacher_features=self.teacher_features, token_mask=self.mask)
         return with_transfer(output, transfer)
 
     @contextmanager

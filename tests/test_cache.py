@@ -68,10 +68,10 @@ def test_the_teacher_sees_each_sample_once(tmp_path):
 def test_a_batch_of_known_and_new_samples_is_put_together_in_order(tmp_path):
     student, teacher, distiller = build(FeatureCache(tmp_path, dtype=torch.float32))
     x = images()
-    expected = distiller.teacher_features(x)
+    expected = distiller._teacher.features((x,), {})
     loss(student, distiller, x[[1, 4]], [1, 4])
     teacher.samples = 0
-    got = distiller.cache.features(distiller._teacher, (x,), {}, torch.arange(8))
+    got = distiller.teacher_features(x, sample_index=torch.arange(8))
     assert teacher.samples == 6
     for layer, feature in expected.items():
         torch.testing.assert_close(got[layer], feature)

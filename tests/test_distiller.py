@@ -493,6 +493,27 @@ def test_distillation_model_gives_output_and_loss():
         assert model.train()(images())[1] == 0
 
 
+def test_distillation_model_runs_the_teacher_before_the_students_activations_pile_up():
+    student, teacher, distiller = make()
+    model = DistillationModel(student, distiller)
+    ran = []
+    student.register_forward_hook(lambda *_: ran.append("student"))
+    teacher.register_forward_hook(lambda *_: ran.append("teacher"))
+    model(images())
+    model.eval()(images())
+    assert ran == ["teacher", "student", "student"]
+
+
+def test_features_that_the_teacher_gave_before_are_used_and_it_is_not_run_again():
+    student, teacher, distiller = make()
+    student(images())
+    expected = distiller(images())
+    features = distiller.teacher_features(images())
+    teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    student(images())
+    torch.testing.assert_close(distiller(teacher_features=features), expected)
+
+
 def test_distillation_model_refuses_another_student():
     _, _, distiller = make()
     with pytest.raises(ValueError, match="student: expected the model that the distiller was"):

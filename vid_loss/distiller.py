@@ -99,7 +99,7 @@ class Distiller(nn.Module):
                     tap.model(*args, **kwargs)
                     student_features = tap.collect()
                 self._build_losses(
-                    student_features, self.teacher_features(*args, **kwargs), mask_in(kwargs)
+                    student_features, self._teacher.features(args, kwargs), mask_in(kwargs)
                 )
             if stop_teacher:  # not before the example has run to its end, with all checks
                 self._teacher.stop_early()
@@ -134,6 +134,7 @@ class Distiller(nn.Module):
     def forward(
         self,
         *args: Any,
+        teacher_features: Mapping[str, Tensor] | None = None,
         token_mask: Tensor | None = None,
         sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
@@ -142,6 +143,8 @@ class Distiller(nn.Module):
 
         Args:
             *args: positional inputs of the student, for the teacher.
+            teacher_features: what :meth:`teacher_features` returned for this batch. The teacher
+                is not run again then, and needs no inputs.
             token_mask: ``(N, L)``, nonzero at the tokens that count, for every pair of tokens.
                 None takes an ``attention_mask`` of that rank from the keyword arguments.
             sample_index: ``(N,)``, each sample's place in its data set, for the cache.
@@ -159,34 +162,42 @@ class Distiller(nn.Module):
         if any(self.weights.values()):
             self._head_check(self.student, self.losses)
         terms = self.weighted_terms(
-            *args, token_mask=token_mask, sample_index=sample_index, **kwargs
+            *args,
+            teacher_features=teacher_features,
+            token_mask=token_mask,
+            sample_index=sample_index,
+            **kwargs,
         )
         return _total(terms)
 
     def weighted_terms(
         self,
         *args: Any,
+        teacher_features: Mapping[str, Tensor] | None = None,
         token_mask: Tensor | None = None,
         sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
-        if self.cache is None:
-            teacher_features = self.teacher_features(*args, **kwargs)
-        else:
-            teacher_features = self.cache.features(self._teacher, args, kwargs, sample_index)
+        if teacher_features is None:
+            teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
         token_mask = mask_in(kwargs) if token_mask is None else token_mask
         return self._weighted(self._tap.collect(), teacher_features, token_mask)
 
-    def teacher_features(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Runs the teacher on the student's inputs and returns its features by layer."""
-        return self._teacher.features(args, kwargs)
+    def teacher_features(
+        self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Runs the teacher on the student's inputs, or reads what the cache has of them.
 
-    def transfer(
-        self, teacher_features: Mapping[str, Tensor], *, token_mask: Tensor | None = None
-    ) -> Tensor:
-        """The second half of :meth:`forward`, for engines that run the teacher at another time."""
-        return _total(self._weighted(self._tap.collect(), teacher_features, token_mask))
+        Before the student's forward, it takes the least memory: what the teacher needs for a
+        moment is free again when the student's activations, which wait for backward, pile up.
+
+        Returns:
+            The teacher's features by layer.
+        """
+        if self.cache is None:
+            return self._teacher.features(args, kwargs)
+        return self.cache.features(self._teacher, args, kwargs, sample_index)
 
     def _weighted(
         self,

@@ -32,7 +32,7 @@ def log_likelihood(distiller: Distiller, *args: Any, **kwargs: Any) -> dict[str,
         with FeatureTap(student, [x.student for x in pairs.values()], owner="student") as tap:
             student(*args, **kwargs)
             features = tap.collect()
-        teacher_features = distiller.teacher_features(*args, **kwargs)
+        teacher_features = distiller._teacher.features(args, kwargs)
         return {
             name: losses[name].log_likelihood(
                 *pair.prepare(features[pair.student], teacher_features[pair.teacher])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .distiller import Distiller
 from .layer_spec import unwrap
+from .teacher import mask_in
 
 
 class DistillationModel(nn.Module):
@@ -54,9 +55,11 @@ class DistillationModel(nn.Module):
         Returns:
             The student's output and the weighted transfer terms, a scalar: 0 in evaluation.
         """
+        if not (self.training and torch.is_grad_enabled()):
+            output = self.student(*args, **kwargs)
+            return output, torch.zeros((), device=next(self.parameters()).device)
+        # The teacher first: its memory is given back before the student's activations pile up.
+        features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
         output = self.student(*args, **kwargs)
-        if self.training and torch.is_grad_enabled():
-            return output, self.distiller(
-                *args, token_mask=token_mask, sample_index=sample_index, **kwargs
-            )
-        return output, torch.zeros((), device=next(self.parameters()).device)
+        token_mask = mask_in(kwargs) if token_mask is None else token_mask
+        return output, self.distiller(teacher_features=features, token_mask=token_mask)

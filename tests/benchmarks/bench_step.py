@@ -32,7 +32,7 @@ def bench_cached_step_over_the_students_own(compare, network, which, tmp_path):
 
     for start in range(0, 256, batch):
         draw(torch.arange(start, start + batch))
-        task.distiller.cache.features(task.distiller._teacher, (task.images,), {}, task.index)
+        task.distiller.teacher_features(task.images, sample_index=task.index)
     task.distiller.cache.flush()
 
     def drawn(step):
