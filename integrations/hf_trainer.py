@@ -46,6 +46,9 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         example: a collated batch to size the heads with; the first rows of the train set if None.
         teacher_inputs: called with the columns that it names (all, with ``**_``), returns the
             teacher's inputs: a tensor, a tuple or a dict.
+        teacher_dtype: as in :class:`~vid_loss.Distiller`; the autocast of the Trainer's ``bf16``
+            and ``fp16`` holds for the teacher anyway.
+        stop_teacher: as in :class:`~vid_loss.Distiller`.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:
@@ -62,9 +65,13 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         pairs: Mapping[str, str] | Sequence[Pair] | None = None,
         example: Mapping[str, Any] | None = None,
         teacher_inputs: Callable[..., Inputs] | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        stop_teacher: bool = False,
         **kwargs: Any,
     ) -> None:
         self.teacher = teacher
+        self._teacher_dtype = teacher_dtype
+        self._stop_teacher = stop_teacher
         self._pairs = pairs
         self._example = example
         self._columns = Columns(teacher, teacher_inputs)
@@ -124,6 +131,8 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
             self._matched(model, example) if self._pairs is None else self._pairs,
             example=example,
             teacher_inputs=columns.for_teacher,
+            teacher_dtype=self._teacher_dtype,
+            stop_teacher=self._stop_teacher,
         )
         _move(self.teacher, self.args.device)
         self._heads = StudentHeads(distiller, self.accelerator.autocast)

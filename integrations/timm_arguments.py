@@ -36,6 +36,11 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="local file with the weights of --kd-model-name, instead of the hub's",
     )
+    group.add_argument(
+        "--vid-stop-teacher",
+        action="store_true",
+        help="end the teacher's forward at the last layer that a pair reads",
+    )
 
 
 def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:
@@ -67,6 +72,7 @@ def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:
         distill_loss_weight=args.distill_loss_weight,
         task_loss_weight=args.task_loss_weight,
         data_config=resolve_data_config(vars(args), model=student),
+        stop_teacher=args.vid_stop_teacher,
         device=plain.device,
         dtype=plain.dtype,
         verbose=plain.verbose,

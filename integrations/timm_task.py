@@ -65,6 +65,8 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         task_loss_weight: weight of the task loss.
         data_config: what the student is fed, as timm's ``resolve_data_config`` says it:
             ``input_size``, ``mean``, ``std``. The student's own if None.
+        teacher_dtype: as in :class:`~vid_loss.Distiller`.
+        stop_teacher: as in :class:`~vid_loss.Distiller`.
         device: device of the task.
         dtype: dtype of the task.
         verbose: log the pairs and weights.
@@ -90,6 +92,8 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         distill_loss_weight: float | None = None,
         task_loss_weight: float | None = None,
         data_config: Mapping[str, Any] | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        stop_teacher: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -111,6 +115,8 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             resolve_pairs(pairs, student, teacher, example=example, weight=vid_weight),
             example=example,
             teacher_inputs=self.renormalise,
+            teacher_dtype=teacher_dtype,
+            stop_teacher=stop_teacher,
         )
         # Later it may be compiled and wrapped.
         self.trainable_module: Any = VIDTrainableModule(student_model, distiller)

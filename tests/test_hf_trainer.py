@@ -55,6 +55,30 @@ def test_training_moves_student_and_heads_and_leaves_the_teacher(tmp_path):
         assert not torch.equal(value, heads[name]), name
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_teacher_can_stop_after_its_last_pair(tmp_path, stop):
+    teacher, later = bert_teacher(), []
+    teacher.bert.encoder.layer[2].register_forward_hook(lambda *_: later.append(stop))
+    pairs = {"bert.encoder.layer.0": "bert.encoder.layer.1"}
+    trainer = distil(tmp_path, teacher=teacher, pairs=pairs, stop_teacher=stop)
+    later.clear()
+    trainer.train()
+    assert (later == []) == stop
+    plain = distil(tmp_path, teacher=bert_teacher(), pairs=pairs)
+    plain.train()
+    assert logged(trainer, "loss") == logged(plain, "loss")
+    # Whole again for anybody else.
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.long), "output_hidden_states": True}
+    torch.testing.assert_close(teacher.eval()(**batch), bert_teacher().eval()(**batch))
+
+
+def test_teacher_can_run_in_lower_precision(tmp_path):
+    teacher, seen = bert_teacher(), []
+    teacher.classifier.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
+    distil(tmp_path, teacher=teacher, teacher_dtype=torch.bfloat16).train()
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_close_leaves_the_student_as_it_was(tmp_path):
     student = bert()
     keys, hooks, ignored = list(student.state_dict()), hook_count(student), set()

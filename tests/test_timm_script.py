@@ -240,8 +240,9 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
         parser.add_argument(name)
     parser.add_argument("--task-loss-weight", type=float)
     add_vid_arguments(parser)
-    args = parser.parse_args([*VID, "--vid-teacher-checkpoint", str(teacher)])
-    task = vid_task(args, plain)
+    options = ["--vid-teacher-checkpoint", str(teacher), "--vid-stop-teacher"]
+    task = vid_task(parser.parse_args([*VID, *options]), plain)
+    assert task.get_trainable_module().distiller._teacher.tap.recorder.stop_after == 4
     assert task.create_evaluator is plain.create_evaluator
     assert task.criterion is plain.criterion
 

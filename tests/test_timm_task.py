@@ -66,6 +66,25 @@ def test_result_has_loss_output_and_each_pair():
     assert not result["layer3->layer3"].requires_grad
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_teacher_can_stop_after_its_last_pair(stop):
+    teacher, later = _model("resnet10t", seed=9), []
+    task = _task(teacher=teacher, pairs={"layer3": "layer3"}, stop_teacher=stop)
+    teacher.layer4.register_forward_hook(lambda *_: later.append(stop))
+    result = task(*_batch())
+    assert later == ([] if stop else [False])
+    assert_close(result["loss"], _task(pairs={"layer3": "layer3"})(*_batch())["loss"])
+
+
+def test_teacher_can_run_in_lower_precision():
+    teacher, seen = _model("resnet10t", seed=9), []
+    teacher.layer4.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
+    task = _task(teacher=teacher, teacher_dtype=torch.bfloat16)
+    result = task(*_batch())
+    assert seen[-1] == torch.bfloat16
+    assert_close(result["loss"], _task()(*_batch())["loss"], rtol=1e-2, atol=0)
+
+
 def test_evaluation_has_the_task_loss_alone():
     task = _task()
     task(*_batch())

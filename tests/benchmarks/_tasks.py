@@ -1,6 +1,7 @@
 """What is measured: a step of training, whole and in parts."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cached_property
 
 import torch
@@ -31,8 +32,11 @@ def pairs(network: str, which: str) -> list[Pair]:
 class Task:
     """A student, a teacher and a batch; each step starts from the gradients of none."""
 
-    def __init__(self, network: str, chosen: list[Pair], *, channels_last=False, **options) -> None:
-        student, teacher, size, batch = NETWORKS[network]
+    def __init__(
+        self, network: str, chosen: list[Pair], *, batch=None, channels_last=False, **options
+    ) -> None:
+        student, teacher, size, usual_batch = NETWORKS[network]
+        batch = batch or usual_batch
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -52,6 +56,16 @@ class Task:
     def compiled(self) -> nn.Module:
         return torch.compile(self.model, fullgraph=True)
 
+    @cached_property
+    def compiled_parts(self) -> tuple[nn.Module, nn.Module]:
+        # Copies, which no tap looks into.
+        parts = deepcopy(self.student), deepcopy(self.teacher)
+        for part in parts:
+            for module in part.modules():
+                module._forward_hooks.clear()
+                module._forward_pre_hooks.clear()
+        return tuple(torch.compile(part, fullgraph=True) for part in parts)
+
     def student_step(self) -> None:
         self._finish(F.cross_entropy(self.student(self.images), self.labels))
 
@@ -64,9 +78,21 @@ class Task:
         self.student_step()
         self.teacher_forward()
 
+    def compiled_floor(self) -> None:
+        student, teacher = self.compiled_parts
+        self._finish(F.cross_entropy(student(self.images), self.labels))
+        with torch.no_grad():
+            teacher(self.images)
+
     def step(self, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
         output, transfer = model(self.images, sample_index=self.index)
+        self._finish(F.cross_entropy(output, self.labels) + transfer)
+
+    def three_lines(self) -> None:
+        """The plain loop of the README, in which the student comes first."""
+        output = self.student(self.images)
+        transfer = self.distiller(self.images, sample_index=self.index)
         self._finish(F.cross_entropy(output, self.labels) + transfer)
 
     def compiled_step(self) -> None:

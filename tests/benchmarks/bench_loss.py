@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from _tasks import Heads, Task, pairs
+from _tasks import NETWORKS, Heads, Task, pairs
 from torch import nn
 from torchdistill.losses.mid_level import VIDLoss as TorchdistillLoss
 from torchdistill.models.wrapper import Regressor4VID
 
 from vid_loss import VIDLoss
+from vid_loss.gaussian import gaussian_nll
 
 
 def _plain(mean, target, var):
@@ -16,9 +17,27 @@ def _plain(mean, target, var):
     return 0.5 * ((mean - target) ** 2 / var + torch.log(var)).mean()
 
 
-@pytest.fixture(scope="module")
-def heads():
-    return Heads(Task("wrn", pairs("wrn", "all-stages")))
+@pytest.fixture(scope="module", params=NETWORKS)
+def heads(request):
+    batch = {"wrn": 128, "resnet": 16}[request.param]
+    return Heads(Task(request.param, pairs(request.param, "all-stages"), batch=batch))
+
+
+def bench_plain_formula_alone_over_ours_alone(compare, heads):
+    """On predictions that are there already."""
+    made = []
+    for name, pair in heads.distiller.pairs.items():
+        student, teacher = heads.features(pair)
+        loss = heads.distiller.vid_losses()[name]
+        made.append((loss.head(student).detach().requires_grad_(), teacher, loss.variance))
+
+    def plain():
+        sum(_plain(mean, target, variance()) for mean, target, variance in made).backward()
+
+    def ours():
+        sum(gaussian_nll(mean, target, variance()) for mean, target, variance in made).backward()
+
+    compare(plain, ours, rounds=60)
 
 
 def bench_plain_formula_over_ours(compare, heads):

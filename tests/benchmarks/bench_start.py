@@ -4,7 +4,6 @@ import statistics
 import subprocess
 import sys
 
-import torch
 from _tasks import Task, pairs
 
 from vid_loss import Distiller
@@ -35,18 +34,3 @@ def bench_building_a_distiller_over_a_step(compare):
         ).close()
 
     compare(build, task.step, rounds=15)
-
-
-def bench_peak_memory_of_a_step_over_its_floor(count):
-    """On a GPU alone: on a CPU the allocator's peak is not torch's to tell."""
-    if not torch.cuda.is_available():
-        count(note="no GPU")
-        return
-    task = Task("wrn", pairs("wrn", "all-stages"))
-    peaks = []
-    for run in (task.step, task.floor):
-        run()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        peaks.append(torch.cuda.max_memory_allocated())
-    count(ratio=peaks[0] / peaks[1])

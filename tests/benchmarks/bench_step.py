@@ -3,6 +3,7 @@
 import pytest
 import torch
 from _tasks import NETWORKS, Heads, Task, pairs
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from vid_loss.cache import FeatureCache
 from vid_loss.diagnostics import observe
@@ -16,6 +17,36 @@ ROUNDS = {"wrn": 40, "resnet": 15}
 def bench_step_over_floor(compare, network, which):
     task = Task(network, pairs(network, which))
     compare(task.step, task.floor, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_three_lines_over_floor(compare, network, which):
+    task = Task(network, pairs(network, which))
+    compare(task.three_lines, task.floor, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_peak_memory_over_floor(count, network, which):
+    """Counted by torch: what tensors hold at once, parameters and optimizer included."""
+    task = Task(network, pairs(network, which))
+    task.step()
+    floor = _peak(task, task.floor)
+    count(
+        megabytes=floor / 2**20,
+        step=_peak(task, task.step) / floor,
+        three_lines=_peak(task, task.three_lines) / floor,
+    )
+
+
+def _peak(task, run) -> int:
+    tracker = MemTracker()
+    tracker.track_external(task.model, task.teacher, task.optimizer, task.images)
+    with tracker:
+        run()
+    devices = tracker.get_tracker_snapshot("peak").values()
+    return sum(snapshot["Total"] for snapshot in devices)
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -91,6 +122,12 @@ def bench_teacher_forward_over_eager(compare, network, variant):
 def bench_compiled_step_over_eager(compare, network):
     task = Task(network, pairs(network, "all-stages"))
     compare(task.compiled_step, task.step, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_compiled_step_over_a_compiled_floor(compare, network):
+    task = Task(network, pairs(network, "all-stages"))
+    compare(task.compiled_step, task.compiled_floor, rounds=ROUNDS[network])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
