@@ -135,6 +135,21 @@ def test_pointwise_convolution_takes_one_map_or_none_as_any_convolution_does():
     assert layer(torch.randn(0, 5, 4, 6)).shape == (0, 8, 4, 6)
 
 
+def test_pointwise_convolution_is_compiled_as_a_convolution():
+    called = []
+
+    def backend(graph, _):
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    layer = PointwiseConv2d(5, 8, kernel_size=1)
+    maps = torch.randn(3, 5, 4, 6)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(maps), layer(maps))
+    assert torch.conv2d in called
+    assert torch.baddbmm not in called
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_pointwise_convolution_follows_autocast(bias):
     layer = PointwiseConv2d(3, 8, kernel_size=1, bias=bias)

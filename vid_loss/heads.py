@@ -75,26 +75,29 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequent
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A convolution of kernel size 1, on a CPU as a batch of matrix products.
+    """A convolution of kernel size 1; in eager mode on a CPU, a batch of matrix products.
 
     oneDNN's convolution of ``(N, C, H, W)`` with few channels takes up to three times as long,
-    mostly in backward. The products have a weight gradient of their own for each sample, though,
-    which outgrows the map itself where there are more channels than positions.
+    mostly in backward. But the products have a weight gradient for each sample, which outgrows
+    the map itself where there are more channels than positions; and compiled, they are slower.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps ``(N, C, H, W)`` to the new number of channels."""
-        if input.device.type != "cpu" or input.ndim != 4 or not input.is_contiguous():
+        if (
+            input.device.type != "cpu"
+            or input.ndim != 4
+            or not input.is_contiguous()
+            or input.shape[1] >= input.shape[2:].numel()
+            or torch.compiler.is_compiling()
+        ):
             return super().forward(input)
-        samples, channels, height, width = input.shape
-        if channels >= height * width:
-            return super().forward(input)
-        weight, maps = self.weight.flatten(1).expand(samples, -1, -1), input.flatten(2)
+        weight = self.weight.flatten(1).expand(len(input), -1, -1)
         if self.bias is None:
-            output = torch.bmm(weight, maps)
+            output = torch.bmm(weight, input.flatten(2))
         else:
-            output = torch.baddbmm(self.bias.unsqueeze(1), weight, maps)
-        return output.view(samples, self.out_channels, height, width)
+            output = torch.baddbmm(self.bias.unsqueeze(1), weight, input.flatten(2))
+        return output.view(len(input), self.out_channels, *input.shape[2:])
 
 
 class TokenHead(nn.Module):
