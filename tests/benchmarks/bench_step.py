@@ -9,7 +9,7 @@ from vid_loss.cache import FeatureCache
 from vid_loss.diagnostics import observe
 
 WHICH = ("mi-l", "last-stage", "all-stages")
-ROUNDS = {"wrn": 40, "resnet": 15}
+ROUNDS = {"wrn": 100, "resnet": 20}
 
 
 @pytest.mark.parametrize("which", WHICH)
