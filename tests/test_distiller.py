@@ -253,6 +253,17 @@ def test_padding_changes_nothing(norm, given):
     assert not torch.isclose(distiller(ids), values[0])
 
 
+def test_distillation_model_masks_as_the_distiller_does():
+    student, teacher, batch = TokenNet(4), TokenNet(6), tokens()
+    distiller = Distiller(student, teacher, {"layer": "layer"}, example=batch)
+    student(**batch)
+    expected = distiller(**batch)
+    model, ids = DistillationModel(student, distiller), batch["input_ids"]
+    torch.testing.assert_close(model(**batch)[1], expected)
+    torch.testing.assert_close(model(ids, token_mask=batch["attention_mask"])[1], expected)
+    assert not torch.isclose(model(ids)[1], expected)
+
+
 def test_mask_reaches_pairs_of_tokens_only():
     student, teacher, batch = TokenNet(4), TokenNet(6), tokens()
     pairs = [Pair("layer", "layer"), Pair("fc", "fc", loss=KDLoss())]
