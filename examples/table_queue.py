@@ -134,8 +134,11 @@ class Worker:
             return False
         if now - since < self.lease:
             return False
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        return True
+        try:
+            told = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        except UpdateFinishedTrialError:  # by another worker, since tell() looked at its state
+            return False
+        return told.state == TrialState.FAIL  # and not complete after all
 
     def _take_and_run(self, item: Item, finished: Finished) -> bool:
         study = self.studies[item.name]

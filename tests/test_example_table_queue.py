@@ -119,15 +119,51 @@ def test_a_run_of_a_grid_that_has_changed_is_left_out(address):
     assert {r["mi"] for r in records if r["stage"] == "test"} == {100.0}
 
 
-def test_a_killed_workers_run_is_taken_up_again(address):
-    study = optuna.create_study(storage=storage_at(address), study_name="cell")
+def study_with_a_silent_run(storage: BaseStorage) -> optuna.Study:
+    """One worker took a run, and there is no word of it any more."""
+    study = optuna.create_study(storage=storage, study_name="cell")
     run = item(choices=({},)).tests({})[0]
     study.enqueue_trial({}, user_attrs={"run": run})
-    study.ask()  # and no word of it any more
+    study.ask()
+    return study
+
+
+def test_a_killed_workers_run_is_taken_up_again(address):
+    study = study_with_a_silent_run(storage_at(address))
     log = Log()
     records = work(address, [item(choices=({},))], log, lease=0.4)
     assert len(log.runs) == len(records) == 3
     assert study.get_trials()[0].state == TrialState.FAIL
+
+
+def test_two_workers_that_give_up_on_a_run_at_once_both_go_on(address, monkeypatch):
+    storage = storage_at(address)
+    study_with_a_silent_run(storage)
+    give_up, raced = storage.set_trial_state_values, []
+
+    def race(trial_id, state, values=None):
+        if state == TrialState.FAIL and not raced:
+            raced.append(give_up(trial_id, state, values))  # the other worker is faster
+        return give_up(trial_id, state, values)
+
+    monkeypatch.setattr(storage, "set_trial_state_values", race)
+    log = Log()
+    Worker(storage, [item(choices=({},))], log.execute, lease=0.4).work(lambda *_: None)
+    assert raced
+    assert len(log.runs) == 3
+    storage.remove_session()
+
+
+def test_a_run_that_is_complete_after_all_is_not_made_again(address):
+    storage = storage_at(address)
+    study = study_with_a_silent_run(storage)
+    worker = Worker(storage, [item(choices=({},))], Log().execute, lease=0.0)
+    (silent,) = study.get_trials()
+    assert not worker._abandoned(study, silent)  # seen for the first time
+    study.tell(0, 70.0)
+    assert not worker._abandoned(study, silent)
+    assert study.get_trials()[0].state == TrialState.COMPLETE
+    storage.remove_session()
 
 
 def test_a_living_workers_long_run_is_waited_for(address):
