@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from vid_loss.distiller import Distiller
+from vid_loss.distiller import Distiller, total
 from vid_loss.guards import holds_all
 
 HEADS = "vid_heads"
@@ -57,8 +57,11 @@ class StudentHeads:
         ):
             return None
         with self.autocast():
-            transfer = self.distiller(teacher_features=self.teacher_features, token_mask=self.mask)
-        return with_transfer(output, transfer)
+            # Not its forward, which looks whether the heads are trained: the Trainer's has been.
+            terms = self.distiller.weighted_terms(
+                teacher_features=self.teacher_features, token_mask=self.mask
+            )
+        return with_transfer(output, total(terms))
 
     @contextmanager
     def serving(self, features: Mapping[str, Tensor], mask: Tensor | None) -> Iterator[None]:

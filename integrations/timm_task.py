@@ -65,11 +65,11 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         task_loss_weight: weight of the task loss.
         data_config: what the student is fed, as timm's ``resolve_data_config`` says it:
             ``input_size``, ``mean``, ``std``. The student's own if None.
-        teacher_dtype: as in :class:`~vid_loss.Distiller`.
-        stop_teacher: as in :class:`~vid_loss.Distiller`.
         device: device of the task.
         dtype: dtype of the task.
         verbose: log the pairs and weights.
+        teacher_dtype: as in :class:`~vid_loss.Distiller`.
+        stop_teacher: as in :class:`~vid_loss.Distiller`.
 
     Raises:
         TypeError, ValueError: if teacher, pairs or features do not fit; the message names them.
@@ -92,11 +92,12 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         distill_loss_weight: float | None = None,
         task_loss_weight: float | None = None,
         data_config: Mapping[str, Any] | None = None,
-        teacher_dtype: torch.dtype | None = None,
-        stop_teacher: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        *,
+        teacher_dtype: torch.dtype | None = None,
+        stop_teacher: bool = False,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student: Any = unwrap_model(student_model)

@@ -525,6 +525,15 @@ def test_features_that_the_teacher_gave_before_are_used_and_it_is_not_run_again(
     torch.testing.assert_close(distiller(teacher_features=features), expected)
 
 
+@pytest.mark.parametrize("features", [{}, {"stage1": torch.zeros(8, 4, 8, 8)}])
+def test_features_of_other_layers_are_refused(features):
+    student, _, distiller = make()
+    student(images())
+    with pytest.raises(ValueError, match=r"teacher_features: expected also \[.*'stage2'\]; got \["):
+        distiller(teacher_features=features)
+    assert torch.isfinite(distiller(images()))  # nothing was lost
+
+
 def test_distillation_model_refuses_another_student():
     _, _, distiller = make()
     with pytest.raises(ValueError, match="student: expected the model that the distiller was"):

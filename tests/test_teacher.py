@@ -2,6 +2,7 @@ import pytest
 import torch
 from _asserts import assert_same_state, state_of
 from _models import cnn_pair, images
+from torch import nn
 
 from vid_loss import DistillationModel, Distiller
 
@@ -74,3 +75,75 @@ def test_a_teacher_in_bfloat16_keeps_its_weights_and_comes_close():
     assert low.teacher_features(images())["stage2"].dtype == torch.bfloat16
     torch.testing.assert_close(transfer(low), transfer(plain), rtol=1e-2, atol=0)
     assert_same_state(teacher, state)
+
+
+class Patching(nn.Module):
+    """Replaces a layer's forward while it runs, and forgets to put it back after an exception."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        if own:
+            self.layer.forward = self.layer.forward
+
+    def forward(self, x):
+        plain = self.layer.forward
+        self.layer.forward = lambda x: plain(x)
+        output = self.layer(x)
+        self.layer.forward = plain
+        return output
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_stopped_teacher_keeps_its_forwards(own):
+    student, teacher = nn.Sequential(nn.Linear(3, 2)), Patching(own)
+    before = vars(teacher.layer).get("forward")
+    x = torch.randn(5, 3)
+    distiller = Distiller(student, teacher, {"0": "layer"}, example=x, stop_teacher=True)
+    # The example ran to its end, which leaves an attribute behind.
+    vars(teacher.layer).pop("forward")
+    if own:
+        teacher.layer.forward = before
+    for _ in range(2):
+        student(x)
+        distiller(x)
+    assert vars(teacher.layer).get("forward") is before
+
+
+class SharedStem(nn.Module):
+    def __init__(self, stem, width):
+        super().__init__()
+        self.stem = stem
+        self.fc = nn.Linear(4, width)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.stem(x)))
+
+
+def test_a_layer_shared_with_the_teacher_is_trained_under_autocast():
+    stem = nn.Linear(3, 4)
+    student, teacher = SharedStem(stem, 2), SharedStem(stem, 5)
+    x = torch.randn(6, 3)
+    model = DistillationModel(student, Distiller(student, teacher, {"fc": "fc"}, example=x))
+    with torch.autocast("cpu", torch.bfloat16):
+        output, transfer = model(x)
+    assert output.dtype == torch.bfloat16
+    (output.sum() + transfer).backward()
+    assert stem.weight.grad is not None
+    assert stem.weight.grad.abs().sum() > 0
+
+
+def test_a_teacher_that_changes_its_inputs_is_refused():
+    """The student would train on what it made of them."""
+    student, teacher = cnn_pair()
+    pairs = {"stage1": "stage1"}
+    with pytest.raises(RuntimeError, match="teacher: expected its inputs as they were"):
+        Distiller(student, teacher, pairs, example=images(), teacher_inputs=lambda x: x.sub_(0.5))
+    centred = Distiller(
+        student, teacher, pairs, example=images(), teacher_inputs=lambda x: x.clone().sub_(0.5)
+    )
+    assert torch.isfinite(transfer(centred))
+    teacher.register_forward_pre_hook(lambda _, args: args[0].mul_(2))
+    assert torch.isfinite(transfer(centred))
+    with pytest.raises(RuntimeError, match="Clone them in teacher_inputs"):
+        Distiller(student, teacher, pairs, example=images())

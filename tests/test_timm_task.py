@@ -241,7 +241,7 @@ def test_ema_taps_its_own_student_and_shares_the_teacher():
     averaged = task.get_trainable_module(ema=True).module
     task.get_trainable_module().student(_batch()[0])
     with pytest.raises(RuntimeError, match="has not run forward"):
-        averaged.distiller(teacher_features={})
+        averaged.distiller(_batch()[0])
     expected = task(*_batch())["vid_loss"]
     _, transfer = averaged.train()(_batch()[0])
     assert_close(transfer, expected)

@@ -121,7 +121,7 @@ class Distiller(nn.Module):
             self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         with undisturbed(self.losses):
-            _total(self._weighted(student_features, teacher_features, mask))
+            total(self._weighted(student_features, teacher_features, mask))
         self.terms = {}
         for loss in self.vid_losses().values():
             loss.observes = self._diagnose
@@ -144,7 +144,7 @@ class Distiller(nn.Module):
         Args:
             *args: positional inputs of the student, for the teacher.
             teacher_features: what :meth:`teacher_features` returned for this batch. The teacher
-                is not run again then, and needs no inputs.
+                is not run again then and needs no inputs; a mask is still to be given.
             token_mask: ``(N, L)``, nonzero at the tokens that count, for every pair of tokens.
                 None takes an ``attention_mask`` of that rank from the keyword arguments.
             sample_index: ``(N,)``, each sample's place in its data set, for the cache.
@@ -168,7 +168,7 @@ class Distiller(nn.Module):
             sample_index=sample_index,
             **kwargs,
         )
-        return _total(terms)
+        return total(terms)
 
     def weighted_terms(
         self,
@@ -181,6 +181,12 @@ class Distiller(nn.Module):
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
         if teacher_features is None:
             teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
+        missing = {pair.teacher for pair in self.pairs.values()} - set(teacher_features)
+        if missing:
+            raise ValueError(
+                f"Distiller, teacher_features: expected also {sorted(missing)}; got "
+                f"{sorted(teacher_features)}. Give it what distiller.teacher_features() returned."
+            )
         token_mask = mask_in(kwargs) if token_mask is None else token_mask
         return self._weighted(self._tap.collect(), teacher_features, token_mask)
 
@@ -192,8 +198,17 @@ class Distiller(nn.Module):
         Before the student's forward, it takes the least memory: what the teacher needs for a
         moment is free again when the student's activations, which wait for backward, pile up.
 
+        Args:
+            *args: positional inputs of the student.
+            sample_index: ``(N,)``, each sample's place in its data set, for the cache.
+            **kwargs: keyword inputs of the student.
+
         Returns:
-            The teacher's features by layer.
+            The teacher's features by layer, for ``distiller(teacher_features=...)``.
+
+        Raises:
+            RuntimeError: if the teacher changes its inputs, or a layer's feature cannot be used.
+            TypeError, ValueError: as in :meth:`forward`, and from the cache.
         """
         if self.cache is None:
             return self._teacher.features(args, kwargs)
@@ -283,9 +298,10 @@ class Distiller(nn.Module):
         return self
 
 
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    total, *more = terms.values()
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Sums the terms of the pairs, which may be on several devices."""
+    first, *more = terms.values()
     for term in more:
         # A model that is split over devices has its layers, and so its heads, on several.
-        total = total + term.to(total.device)
-    return total
+        first = first + term.to(first.device)
+    return first

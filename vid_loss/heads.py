@@ -67,10 +67,10 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequent
     # A bias before a norm would be subtracted again. The ReLU works in place: nothing else needs
     # what comes out of the norm, and that is a whole map saved.
     return nn.Sequential(
-        PointwiseConv2d(student, hidden, kernel_size=1, bias=norm == "none"),
+        PointwiseConv2d(student, hidden, bias=norm == "none"),
         *norms[norm],
         nn.ReLU(inplace=True),
-        PointwiseConv2d(hidden, teacher, kernel_size=1),
+        PointwiseConv2d(hidden, teacher),
     )
 
 
@@ -79,17 +79,27 @@ class PointwiseConv2d(nn.Conv2d):
 
     oneDNN's convolution of ``(N, C, H, W)`` with few channels takes up to three times as long,
     mostly in backward. But the products have a weight gradient for each sample, which outgrows
-    the map itself where there are more channels than positions; and compiled, they are slower.
+    the map itself where there are more channels than positions; autocast would keep a copy of
+    the weight for each sample; and compiled, they are slower.
+
+    Args:
+        in_channels: channels of the map.
+        out_channels: channels of what comes out.
+        bias: whether one number a channel is added.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps ``(N, C, H, W)`` to the new number of channels."""
         if (
-            input.device.type != "cpu"
+            torch.compiler.is_compiling()
+            or input.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
             or input.ndim != 4
             or not input.is_contiguous()
             or input.shape[1] >= input.shape[2:].numel()
-            or torch.compiler.is_compiling()
         ):
             return super().forward(input)
         weight = self.weight.flatten(1).expand(len(input), -1, -1)

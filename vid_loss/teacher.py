@@ -1,7 +1,7 @@
 """The frozen network that is learnt from."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,8 +82,19 @@ class Teacher:
             self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def features(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Runs the teacher on the student's arguments."""
-        return self.run(*self.arguments(args, kwargs))
+        """Runs the teacher on the student's arguments.
+
+        Raises:
+            RuntimeError: if it changes them in place.
+        """
+        before = _versions(args, kwargs)
+        features = self.run(*self.arguments(args, kwargs))
+        if _versions(args, kwargs) != before:
+            raise RuntimeError(
+                "Distiller, teacher: expected its inputs as they were; it, or teacher_inputs, has "
+                "changed them in place, and the student's with them. Clone them in teacher_inputs."
+            )
+        return features
 
     @torch.no_grad()
     def arguments(
@@ -102,10 +113,14 @@ class Teacher:
         in_train_mode = [module for module in self.tap.model.modules() if module.training]
         for module in in_train_mode:
             module.training = False
+        stops = self.tap.recorder.stop_after is not None and not torch.compiler.is_compiling()
+        ends = _own_forwards(self.tap.model) if stops else nullcontext()
         self.tap.recorder.enabled = True
         try:
-            with suppress(Complete), self._precision():
+            with self._precision(), ends:
                 self.model(*args, **kwargs)
+        except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
+            pass
         finally:
             self.tap.recorder.enabled = False
             for module in in_train_mode:
@@ -113,7 +128,37 @@ class Teacher:
         return self.tap.collect()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.dtype is None:
+        parameter = next(self.tap.model.parameters(), None)
+        device = "cpu" if parameter is None else parameter.device.type
+        autocast = torch.is_autocast_enabled(device)
+        if self.dtype is None and not autocast:
             return nullcontext()
-        device = next(self.tap.model.parameters()).device
-        return torch.autocast(device.type, dtype=self.dtype)
+        dtype = self.dtype or torch.get_autocast_dtype(device)
+        # Without its cache: what is cast here has no gradient, and torch 2.8 would give it to a
+        # student that shares the layer and runs next.
+        return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
+    """Returns what torch counts up when one of the tensors is changed in place."""
+    if torch.compiler.is_compiling():
+        return []  # it has no such count
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    return [x._version for x in tensors if not x.is_inference()]
+
+
+@contextmanager
+def _own_forwards(model: nn.Module) -> Iterator[None]:
+    """Puts back each module's ``forward`` after one that ends early.
+
+    transformers 4.57 replaces it for the length of a call, to record hidden states, and does not
+    put it back when an exception comes through.
+    """
+    own = [(vars(module), vars(module).get("forward")) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, forward in own:
+            attributes.pop("forward", None)
+            if forward is not None:
+                attributes["forward"] = forward

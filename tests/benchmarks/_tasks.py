@@ -57,14 +57,15 @@ class Task:
         return torch.compile(self.model, fullgraph=True)
 
     @cached_property
-    def compiled_parts(self) -> tuple[nn.Module, nn.Module]:
+    def compiled_parts(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         # Copies, which no tap looks into.
-        parts = deepcopy(self.student), deepcopy(self.teacher)
-        for part in parts:
-            for module in part.modules():
-                module._forward_hooks.clear()
-                module._forward_pre_hooks.clear()
-        return tuple(torch.compile(part, fullgraph=True) for part in parts)
+        student, teacher = deepcopy(self.student), deepcopy(self.teacher)
+        for module in (*student.modules(), *teacher.modules()):
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9)
+        compiled = (torch.compile(part, fullgraph=True) for part in (student, teacher))
+        return *compiled, optimizer
 
     def student_step(self) -> None:
         self._finish(F.cross_entropy(self.student(self.images), self.labels))
@@ -74,13 +75,13 @@ class Task:
         self.teacher(self.images)
 
     def floor(self) -> None:
-        """What a step cannot do without: the student's own step and the teacher's forward."""
+        """The student's own step and the teacher's forward."""
         self.student_step()
         self.teacher_forward()
 
     def compiled_floor(self) -> None:
-        student, teacher = self.compiled_parts
-        self._finish(F.cross_entropy(student(self.images), self.labels))
+        student, teacher, optimizer = self.compiled_parts
+        self._finish(F.cross_entropy(student(self.images), self.labels), optimizer)
         with torch.no_grad():
             teacher(self.images)
 
@@ -98,10 +99,11 @@ class Task:
     def compiled_step(self) -> None:
         self.step(self.compiled)
 
-    def _finish(self, loss: Tensor) -> None:
+    def _finish(self, loss: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        optimizer = optimizer or self.optimizer
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 class Heads:

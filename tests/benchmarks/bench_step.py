@@ -32,17 +32,18 @@ def bench_peak_memory_over_floor(count, network, which):
     """Counted by torch: what tensors hold at once, parameters and optimizer included."""
     task = Task(network, pairs(network, which))
     task.step()
-    floor = _peak(task, task.floor)
-    count(
-        megabytes=floor / 2**20,
-        step=_peak(task, task.step) / floor,
-        three_lines=_peak(task, task.three_lines) / floor,
+    momentum = [task.optimizer.state[p]["momentum_buffer"] for p in task.student.parameters()]
+    floor = _peak(task.floor, task.images, task.teacher, task.student, *momentum)
+    step, three_lines = (
+        _peak(run, task.images, task.teacher, task.model, task.optimizer)
+        for run in (task.step, task.three_lines)
     )
+    count(megabytes=floor / 2**20, step=step / floor, three_lines=three_lines / floor)
 
 
-def _peak(task, run) -> int:
+def _peak(run, *held) -> int:
     tracker = MemTracker()
-    tracker.track_external(task.model, task.teacher, task.optimizer, task.images)
+    tracker.track_external(*held)
     with tracker:
         run()
     devices = tracker.get_tracker_snapshot("peak").values()
