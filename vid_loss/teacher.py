@@ -128,8 +128,8 @@ class Teacher:
         return self.tap.collect()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        parameter = next(self.tap.model.parameters(), None)
-        device = "cpu" if parameter is None else parameter.device.type
+        parameters = list(self.tap.model.parameters())
+        device = parameters[0].device.type if parameters else "cpu"
         autocast = torch.is_autocast_enabled(device)
         if self.dtype is None and not autocast:
             return nullcontext()
