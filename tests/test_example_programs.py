@@ -153,7 +153,7 @@ def test_accelerate_launch_on_cpu_gets_the_processes_that_it_was_asked_for(tmp_p
         env={**os.environ, "PYTHONPATH": examples, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = sorted(line for line in done.stdout.splitlines() if " of " in line)
+    printed = sorted(line for line in done.stdout.splitlines() if " of 2 " in line)
     assert printed == ["0 of 2 ['--seed', '3']", "1 of 2 ['--seed', '3']"]
 
 
