@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from .distiller import Distiller
 from .layer_spec import unwrap
-from .teacher import mask_in
 
 
 class DistillationModel(nn.Module):
@@ -61,5 +60,5 @@ class DistillationModel(nn.Module):
         # The teacher first: its memory is given back before the student's activations pile up.
         features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
         output = self.student(*args, **kwargs)
-        token_mask = mask_in(kwargs) if token_mask is None else token_mask
-        return output, self.distiller(teacher_features=features, token_mask=token_mask)
+        transfer = self.distiller(*args, teacher_features=features, token_mask=token_mask, **kwargs)
+        return output, transfer

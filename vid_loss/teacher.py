@@ -114,10 +114,10 @@ class Teacher:
         for module in in_train_mode:
             module.training = False
         stops = self.tap.recorder.stop_after is not None and not torch.compiler.is_compiling()
-        ends = _own_forwards(self.tap.model) if stops else nullcontext()
+        restoring = _own_forwards(self.tap.model) if stops else nullcontext()
         self.tap.recorder.enabled = True
         try:
-            with self._precision(), ends:
+            with self._precision(), restoring:
                 self.model(*args, **kwargs)
         except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
             pass
