@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from methods import TABLE_1
-from program import pair, start_accelerator
-from small_batches import small_loaders
-from small_images import FORMATS, SmallImages, read_small_images
-from transfer import Settings, test_best, train_method
+from paper.methods import TABLE_1
+from paper.program import pair, start_accelerator
+from paper.small_batches import small_loaders
+from paper.small_images import FORMATS, SmallImages, read_small_images
+from paper.transfer import Settings, test_best, train_method
 
 
 def main() -> None:

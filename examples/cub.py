@@ -5,10 +5,10 @@ Run ``accelerate launch examples/cub.py --demo`` for the same program without a 
 
 from pathlib import Path
 
-from archives import download, unpack
-from demo import write_cub
-from image_folders import read_cub
-from program import DataSet, main
+from paper.archives import download, unpack
+from paper.demo import write_cub
+from paper.image_folders import read_cub
+from paper.program import DataSet, main
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 DIGEST = "md5:97eceeb196236b17998738112f37df78"

@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from vid_loss.integrations.hf_trainer import VIDTrainer
+from vid_loss.integrations.hf import VIDTrainer
 
 from vid_loss.subsets import images_per_class
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from vid_loss import Distiller, VIDLoss, gradient_shares, layers, match_layers
-from vid_loss.diagnostics import PairDiagnostics
-from vid_loss.likelihood import log_likelihood
+from vid_loss import Distiller, VIDLoss, gradient_shares, list_layers, match_layers
+from vid_loss.diagnostics import PairDiagnostics, log_likelihood
 from vid_loss.plots import plot_diagnostics, plot_log_likelihood, plot_variances
 
 BATCH_SIZE = 50
@@ -81,7 +80,7 @@ def main() -> None:
     torch.manual_seed(0)
     teacher, student = DigitNet(width=32, depth=2), DigitNet(width=8, depth=1)
     pairs = match_layers(student, teacher, images[:1])
-    print(layers(student, images[:1]), pairs, sep="\n\n")
+    print(list_layers(student, images[:1]), pairs, sep="\n\n")
     # A short run: the variances start near where they will end (see the README).
     loss = partial(VIDLoss, init_var=0.5)
     pairs = [replace(pair, loss=loss) for pair in pairs]

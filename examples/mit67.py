@@ -5,10 +5,10 @@ Run ``accelerate launch examples/mit67.py --demo`` for the same program without 
 
 from pathlib import Path
 
-from archives import download, unpack
-from demo import write_mit67
-from image_folders import read_mit67
-from program import DataSet, main
+from paper.archives import download, unpack
+from paper.demo import write_mit67
+from paper.image_folders import read_mit67
+from paper.program import DataSet, main
 
 URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"
 # Its authors publish no digest. This is what the dataset package vipy has of it.

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import table_report
-from program import start_accelerator
-from table_cells import Plan, items_of, plan_of
-from table_estimate import dry_run
-from table_items import Item
-from table_queue import Worker, open_storage
-from table_runs import Runner, check_data_set
+from paper.program import start_accelerator
+from paper.tables import report as table_report
+from paper.tables.cells import Plan, items_of, plan_of
+from paper.tables.estimate import dry_run
+from paper.tables.items import Item
+from paper.tables.queue import Worker, open_storage
+from paper.tables.runs import Runner, check_data_set
 from tqdm.auto import tqdm
 
 TABLES = ("1a", "1b", "2a", "2b", "2c", "2d")

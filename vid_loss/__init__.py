@@ -1,16 +1,14 @@
 """Variational Information Distillation as a loss for existing PyTorch trainers."""
 
-from .baselines import ATLoss, FitNetLoss, KDLoss, LwFLoss
 from .diagnostics import gradient_shares
 from .distiller import Distiller
-from .losses import VIDLoss
-from .matching import match_layers
+from .losses import ATLoss, FitNetLoss, KDLoss, LwFLoss, VIDLoss
+from .matching import list_layers, match_layers
 from .model import DistillationModel
 from .pairs import Pair
-from .tap import FeatureTap
-from .trace import layers
+from .taps import FeatureTap
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "ATLoss",
@@ -23,6 +21,6 @@ __all__ = [
     "Pair",
     "VIDLoss",
     "gradient_shares",
-    "layers",
+    "list_layers",
     "match_layers",
 ]

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .cache import FeatureCache
-from .diagnostics import PairDiagnostics, report
 from .guards import HeadCheck, refuse_data_parallel, undisturbed
-from .layer_spec import unwrap
 from .losses import VIDLoss
+from .losses.stats import PairDiagnostics, report
 from .pairs import Pair, check_weight, module_key, pairs_by_name
-from .tap import FeatureTap
+from .taps import FeatureTap, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
 
 

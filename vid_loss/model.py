@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .distiller import Distiller
-from .layer_spec import unwrap
+from .taps import unwrap
 
 
 class DistillationModel(nn.Module):

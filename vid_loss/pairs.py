@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor, nn
 
-from .features import check_floating_point, kind_of, refuse_unmarked_nhwc, to_layout
 from .losses import VIDLoss
+from .losses.layouts import check_floating_point, kind_of, refuse_unmarked_nhwc, to_layout
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
 Transform = Callable[[Tensor], Tensor]

@@ -147,7 +147,7 @@ def plot_log_likelihood(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
 
     Args:
         images: ``(N, C, H, W)`` with one or three channels; brightness is stretched to be seen.
-        maps: what :func:`~vid_loss.likelihood.log_likelihood` returned for them; those that are no
+        maps: what :func:`~vid_loss.diagnostics.log_likelihood` returned for them; those that are no
             ``(N, H, W)`` are left out.
 
     Raises:

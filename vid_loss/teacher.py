@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import Complete
-from .tap import FeatureTap
+from .taps import Complete, FeatureTap
 
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]

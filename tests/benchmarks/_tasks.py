@@ -6,8 +6,8 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from methods import matching_layers, pairs_of
-from models import build_model
+from paper.methods import matching_layers, pairs_of
+from paper.models import build_model
 from torch import Tensor, nn
 
 from vid_loss import DistillationModel, Distiller, Pair

@@ -8,7 +8,7 @@ from torchdistill.losses.mid_level import VIDLoss as TorchdistillLoss
 from torchdistill.models.wrapper import Regressor4VID
 
 from vid_loss import VIDLoss
-from vid_loss.gaussian import gaussian_nll
+from vid_loss.losses.gaussian import gaussian_nll
 
 
 def _plain(mean, target, var):

@@ -1,0 +1,77 @@
+"""A run of the paper's Table 2 on images in files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+
+from .image_folders import ImageFiles, ImageList
+from .splits import train_and_validation
+from .transfer import Loaders, Result, Settings, shuffled, test_best, train_method
+from .weights import IMAGENET_MEAN, IMAGENET_STD
+
+_NORMALISE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def run_method(
+    accelerator: Accelerator,
+    settings: Settings,
+    data: tuple[ImageList, ImageList],
+    output: Path,
+) -> Result:
+    """Trains a student by one method and tests the one that was best on validation data.
+
+    Args:
+        accelerator: with ``use_seedable_sampler=True`` and ``split_batches=True``.
+        settings: of the run.
+        data: the images for training, of which a part is held out for validation, and the test's.
+        output: the run's folder; a run that was stopped goes on from there.
+    """
+    loaders = file_loaders(settings, *data)
+    validation = train_method(accelerator, settings, loaders, output)
+    return Result(validation, test_best(accelerator, settings, loaders, output))
+
+
+def file_loaders(settings: Settings, train_images: ImageList, test_images: ImageList) -> Loaders:
+    """Draws a student's images and holds a part of them out for validation."""
+    augmented = ImageFiles(train_images, augmentation(settings.image_size))
+    plain = ImageFiles(train_images, preparation(settings.image_size))
+    test = ImageFiles(test_images, preparation(settings.image_size))
+    chosen, held_out = train_and_validation(
+        train_images.labels, settings.images_per_class, seed=settings.seed
+    )
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "num_workers": settings.workers,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    return Loaders(
+        shuffled(Subset(augmented, chosen), settings, options),
+        DataLoader(Subset(plain, held_out), **options),
+        DataLoader(test, **options),
+        classes=1 + max(train_images.labels),
+    )
+
+
+def augmentation(size: int) -> transforms.Compose:
+    """Returns what is done to a training image: photographs are cropped and flipped.
+
+    Small images, which may be digits, are shifted by up to an eighth.
+    """
+    if size < 64:
+        random = [transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)]
+    else:
+        random = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*random, transforms.ToTensor(), _NORMALISE])
+
+
+def preparation(size: int) -> transforms.Compose:
+    """Returns what is done to an image of the validation or the test data."""
+    if size < 64:
+        resized = [transforms.Resize((size, size))]
+    else:
+        resized = [transforms.Resize(round(size / 0.875)), transforms.CenterCrop(size)]
+    return transforms.Compose([*resized, transforms.ToTensor(), _NORMALISE])

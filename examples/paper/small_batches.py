@@ -1,0 +1,106 @@
+"""Batches of small images, made on the device, and who gets which images."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .small_images import Images, SmallImages
+from .splits import train_and_validation, with_unlabelled
+from .transfer import Loaders, Settings, shuffled
+
+_PADDING = 4  # of the crops; the wide residual networks' recipe
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Makes whole batches at once, on the device: crops and flips if asked to, then normalises.
+
+    Grey images get three equal channels.
+
+    Args:
+        images: of which a batch is taken.
+        data: the data set whose format and statistics apply: for transfer, the teacher's.
+        augmented: whether to crop and flip.
+        device: where batches are made.
+    """
+
+    def __init__(
+        self, images: Images, data: SmallImages, *, augmented: bool, device: torch.device
+    ) -> None:
+        self.pixels, self.labels = images.pixels.to(device), images.labels.to(device)
+        self.mean = data.mean.to(device).view(-1, 1, 1)
+        self.std = data.std.to(device).view(-1, 1, 1)
+        self.augmented, self.flips = augmented, data.format.flips
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns normalised images ``(len(indices), 3, H, W)`` and labels."""
+        chosen = torch.as_tensor(indices, device=self.labels.device)
+        pixels = self.pixels[chosen]
+        if self.augmented:
+            pixels = _cropped(_flipped(pixels) if self.flips else pixels)
+        normalised = (pixels.float() - self.mean) / self.std
+        return normalised.expand(-1, 3, -1, -1), self.labels[chosen]
+
+
+def _flipped(pixels: Tensor) -> Tensor:
+    mirrored = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+    return torch.where(mirrored, pixels.flip(3), pixels)
+
+
+def _cropped(pixels: Tensor) -> Tensor:
+    """Shifts each image by up to the padding, up or down and left or right."""
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, [_PADDING] * 4)
+    top, left = torch.randint(2 * _PADDING + 1, (2, count, 1), device=pixels.device)
+    rows = (top + torch.arange(height, device=pixels.device))[:, :, None]
+    columns = (left + torch.arange(width, device=pixels.device))[:, None, :]
+    images = torch.arange(count, device=pixels.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
+
+
+def small_loaders(
+    settings: Settings,
+    data: SmallImages,
+    device: torch.device,
+    *,
+    normalised_as: SmallImages | None = None,
+) -> Loaders:
+    """Draws a student's images, and holds a part of those with labels out for validation.
+
+    Args:
+        settings: of the run.
+        data: the student's data set.
+        device: where batches are made.
+        normalised_as: the data set whose statistics apply, the teacher's; None is the student's.
+    """
+    labels, n = data.train.labels.tolist(), settings.images_per_class
+    known = n if settings.labels_per_class is None else settings.labels_per_class
+    train, held_out = train_and_validation(labels, known, seed=settings.seed)
+    targets = data.train.labels
+    if settings.labels_per_class is not None:
+        train, targets = with_unlabelled(labels, train, held_out, n, seed=settings.seed)
+    statistics = normalised_as or data
+    like = SmallImages(data.train, data.test, data.format, statistics.mean, statistics.std)
+
+    def batches(images: Images, augmented: bool) -> Batches:
+        return Batches(images, like, augmented=augmented, device=device)
+
+    def part(indices: list[int], labels: Tensor) -> Images:
+        return Images(data.train.pixels[indices], labels[indices])
+
+    options = {"batch_size": settings.batch_size, "collate_fn": _whole}
+    return Loaders(
+        shuffled(batches(part(train, targets), True), settings, options),
+        DataLoader(batches(part(held_out, data.train.labels), False), **options),
+        DataLoader(batches(data.test, False), **options),
+        classes=data.format.classes,
+    )
+
+
+def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

@@ -1,0 +1,165 @@
+"""Small images in memory: CIFAR-10, CIFAR-100, Fashion-MNIST, MNIST, scikit-learn's digits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from .idx_files import read_idx
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a data set's images are like.
+
+    Args:
+        size: height and width.
+        classes: how many.
+        training_images: how many.
+        flips: whether a mirrored image is still of its class; a digit is not.
+        source: the class of torchvision's that fetches it, if there is one.
+        archive: what to fetch by hand, and where it belongs in the folder.
+    """
+
+    size: int
+    classes: int
+    training_images: int
+    flips: bool
+    source: Any = None
+    archive: str = ""
+
+
+_IDX = (
+    "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+    "t10k-labels-idx1-ubyte.gz"
+)
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-"
+FORMATS = {
+    "cifar10": Format(
+        32, 10, 50_000, True, torchvision.datasets.CIFAR10, f"{_CIFAR}10-python.tar.gz, unpacked"
+    ),
+    "cifar100": Format(
+        32, 100, 50_000, True, torchvision.datasets.CIFAR100, f"{_CIFAR}100-python.tar.gz, unpacked"
+    ),
+    "fashion-mnist": Format(
+        28,
+        10,
+        60_000,
+        True,
+        torchvision.datasets.FashionMNIST,
+        f"{_IDX} of https://github.com/zalandoresearch/fashion-mnist (Debian's package "
+        "dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist)",
+    ),
+    "mnist": Format(
+        28,
+        10,
+        60_000,
+        False,
+        torchvision.datasets.MNIST,
+        f"{_IDX} of https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "digits": Format(28, 10, 898, False),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images ``(N, channels, H, W)`` as bytes, and their classes ``(N,)``."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """A data set: the images for training and those for the test, and what they are like.
+
+    The statistics are of the training images: mean and standard deviation of each channel, from
+    0 to 255, both ``(channels,)``.
+    """
+
+    train: Images
+    test: Images
+    format: Format
+    mean: Tensor
+    std: Tensor
+
+
+def read_small_images(name: str, folder: Path, *, download: bool = False) -> SmallImages:
+    """Reads a data set.
+
+    Args:
+        name: one of :data:`FORMATS`.
+        folder: torchvision's root of it; for both MNISTs also the folder of the four idx files,
+            compressed or not. Not read for ``digits``, which scikit-learn carries.
+        download: fetches it into the folder first.
+
+    Raises:
+        FileNotFoundError: if it is not there: what to fetch, and where it goes.
+        ValueError: if a file of it is damaged.
+    """
+    form = FORMATS[name]
+    if download and form.source is not None:
+        for train in (True, False):
+            form.source(folder, train=train, download=True)
+    if name == "digits":
+        parts = _digits(form.size)
+    elif name.startswith("cifar"):
+        parts = tuple(_cifar(name, folder, train) for train in (True, False))
+    else:
+        parts = tuple(_idx(name, folder, part) for part in ("train", "t10k"))
+    std, mean = torch.std_mean(parts[0].pixels.float(), dim=(0, 2, 3))
+    return SmallImages(*parts, form, mean, std)
+
+
+def _cifar(name: str, folder: Path, train: bool) -> Images:
+    form = FORMATS[name]
+    if not (folder / form.source.base_folder).is_dir():
+        raise FileNotFoundError(_missing(name, folder / form.source.base_folder))
+    try:
+        found = form.source(folder, train=train)
+    except RuntimeError as error:  # torchvision has compared the files' digests
+        raise ValueError(
+            f"{folder / form.source.base_folder}: expected {name}'s files; got damaged ones "
+            f"({error}). Delete the folder and fetch {form.archive}."
+        ) from error
+    pixels = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(found.targets))
+
+
+def _idx(name: str, folder: Path, part: str) -> Images:
+    raw = folder / FORMATS[name].source.__name__ / "raw"
+    found = next((x for x in (folder, raw) if list(x.glob("train-images-idx3-ubyte*"))), None)
+    if found is None:
+        raise FileNotFoundError(_missing(name, folder))
+    pixels = read_idx(found / f"{part}-images-idx3-ubyte")
+    labels = read_idx(found / f"{part}-labels-idx1-ubyte")
+    classes = FORMATS[name].classes
+    if len(pixels) != len(labels) or int(labels.max()) >= classes:
+        raise ValueError(
+            f"{found / part}-labels-idx1-ubyte: expected {len(pixels)} labels below {classes}; "
+            f"got {len(labels)} up to {int(labels.max())}. Fetch the files again."
+        )
+    return Images(pixels.unsqueeze(1), labels.long())
+
+
+def _digits(size: int) -> tuple[Images, Images]:
+    """Returns the two halves of scikit-learn's collection, enlarged from 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) * (255 / 16)
+    large = F.interpolate(small, (size, size), mode="bilinear").round().byte()
+    targets, half = torch.from_numpy(labels).long(), len(labels) // 2
+    return Images(large[:half], targets[:half]), Images(large[half:], targets[half:])
+
+
+def _missing(name: str, place: Path) -> str:
+    return (
+        f"{place}: expected {name}; got no such files. Fetch {FORMATS[name].archive}, and name the "
+        "folder that holds it: --data PATH. With a network, --download does that."
+    )

@@ -1,0 +1,198 @@
+"""What the programs of the paper's tables share: one method, trained and tested."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from vid_loss.integrations.accelerate import Accuracy, evaluate, train
+
+from vid_loss import Distiller
+
+from .methods import WITHOUT_TEACHER, Layers, matching_layers, pairs_of
+from .models import build_model
+from .weights import imagenet_weights, load_weights, read_weights, renormalisation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: which student learns from which teacher, how, and from how much.
+
+    ``layers`` None means those of the paper for these models; ``images_per_class`` None means all;
+    ``labels_per_class`` None means that every image has its label. ``batch_size`` is that of all
+    processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
+    KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
+    """
+
+    method: str
+    student: str = "resnet18"
+    teacher: str = "resnet34"
+    layers: Layers | None = None
+    weights_of: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 4.0
+    hint: int | None = None
+    teacher_weights: Path | None = None
+    teacher_classes: int = 1000
+    student_weights: Path | None = None
+    images_per_class: int | None = None
+    labels_per_class: int | None = None
+    image_size: int = 224
+    seed: int = 0
+    epochs: int = 100
+    steps_per_epoch: int | None = None
+    schedule: Literal["cosine", "steps"] = "cosine"
+    batch_size: int = 64
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    max_grad_norm: float | None = None
+    workers: int = 4
+
+
+class Loaders(NamedTuple):
+    """What a student is trained on, what chooses its epoch, what tests it; how many classes."""
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    test: DataLoader[Any]
+    classes: int
+
+
+class Result(NamedTuple):
+    """The best accuracy on validation data, in percent, and that student's on the test data."""
+
+    validation: float
+    test: Accuracy
+
+
+def train_method(
+    accelerator: Accelerator,
+    settings: Settings,
+    loaders: Loaders,
+    output: Path,
+    *,
+    show_progress: bool = True,
+) -> float:
+    """Trains a student by one method.
+
+    Args:
+        accelerator: with ``use_seedable_sampler=True`` and ``split_batches=True``.
+        settings: of the run.
+        loaders: of images and labels.
+        output: the run's folder; a run that was stopped goes on from there.
+        show_progress: whether there is a progress bar.
+
+    Returns:
+        The best accuracy on the validation data, in percent.
+    """
+    _keep_settings(accelerator, settings, output)
+    set_seed(settings.seed)
+    student = build_model(settings.student, loaders.classes)
+    if settings.method == "finetuned":
+        load_weights(
+            student, _weights(settings.student, settings.student_weights), new_classifier=True
+        )
+    distiller = _distiller(settings, student)
+    groups = [{"params": list(student.parameters())}]
+    if distiller is not None:
+        groups += distiller.parameter_groups(weight_decay=settings.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True
+    )
+    progress = train(
+        accelerator,
+        student,
+        distiller,
+        optimizer=optimizer,
+        schedule=_schedule(settings, optimizer),
+        train_loader=loaders.train,
+        validation_loader=loaders.validation,
+        epochs=settings.epochs,
+        output=output,
+        max_grad_norm=settings.max_grad_norm,
+        show_progress=show_progress,
+    )
+    return progress.best_percent
+
+
+def test_best(
+    accelerator: Accelerator, settings: Settings, loaders: Loaders, output: Path
+) -> Accuracy:
+    """Tests the student of a finished run that was best on the validation data."""
+    best = build_model(settings.student, loaders.classes)
+    best.load_state_dict(read_weights(output / "best.safetensors"))
+    model, loader = best.to(accelerator.device), accelerator.prepare(loaders.test)
+    accuracy = evaluate(accelerator, model, loader)
+    accelerator.free_memory()
+    return accuracy
+
+
+def shuffled(
+    dataset: Dataset[Any], settings: Settings, options: Mapping[str, Any]
+) -> DataLoader[Any]:
+    """Returns a loader in random order, with as many steps an epoch as the settings say.
+
+    A data set that is shorter than that is gone through several times.
+    """
+    if settings.steps_per_epoch is None:
+        return DataLoader(dataset, shuffle=True, **options)
+    count = settings.steps_per_epoch * settings.batch_size
+    return DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=count), **options)
+
+
+def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:
+    if settings.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, settings.epochs)
+    # The wide residual networks' 200 epochs have steps at 60, 120 and 160.
+    milestones = [round(part * settings.epochs) for part in (0.3, 0.6, 0.8)]
+    return MultiStepLR(optimizer, milestones, gamma=0.2)
+
+
+def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
+    if settings.method in WITHOUT_TEACHER:
+        return None
+    layers = settings.layers or matching_layers(settings.student, settings.teacher)
+    pairs = pairs_of(
+        settings.method,
+        layers,
+        settings.weights_of,
+        temperature=settings.temperature,
+        hint=settings.hint,
+    )
+    teacher = build_model(settings.teacher, settings.teacher_classes)
+    load_weights(
+        teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
+    )
+    example = torch.zeros(1, 3, settings.image_size, settings.image_size)
+    inputs = renormalisation(teacher) if settings.teacher_weights is None else None
+    return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs)
+
+
+def _weights(name: str, path: Path | None) -> dict[str, torch.Tensor]:
+    return imagenet_weights(name) if path is None else read_weights(path)
+
+
+def _keep_settings(accelerator: Accelerator, settings: Settings, output: Path) -> None:
+    """Writes what a run is; refuses to go on with a run that was something else.
+
+    A run that was stopped before its first checkpoint, by a missing file say, may begin anew.
+    """
+    file = output / "settings.json"
+    now = json.dumps(asdict(settings), default=str, indent=1)
+    trained = (output / "checkpoints").exists()
+    if trained and file.exists() and file.read_text() != now:
+        raise ValueError(
+            f"{file}: expected the settings of the run that is to go on; got others. Choose "
+            "another --output, or delete that folder."
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        file.write_text(now)

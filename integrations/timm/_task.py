@@ -1,0 +1,247 @@
+"""A training task for timm."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vid_loss import Distiller, Pair
+
+try:
+    import timm
+    from timm.task import DistillationTeacher, TrainingTask
+    from timm.utils import unwrap_model
+except ImportError as error:
+    raise ImportError(
+        "VIDTask needs timm >= 1.0.27, with its training tasks. Run: pip install 'vid-loss[timm]'"
+    ) from error
+
+if not hasattr(TrainingTask, "get_task_state"):
+    raise ImportError(
+        f"VIDTask needs timm >= 1.0.27, whose tasks have a state; got {timm.__version__}. "
+        "Run: pip install 'vid-loss[timm]'"
+    )
+
+# After the check, because they use timm themselves.
+from ._inputs import Renormalise, default_data_config, example_image
+from ._layers import resolve_pairs
+from ._module import VIDTrainableModule
+from ._teacher import load_teacher
+
+_logger = logging.getLogger(__name__)
+
+
+class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
+    r"""Variational Information Distillation as a timm training task.
+
+    A sibling of timm's ``FeatureDistillationTask``: the same constructor, one trainable module,
+    the student's checkpoint free of heads. The loss is :math:`w_{task} L_S + w_{distill} \sum_k
+    \lambda_k (-\log q(t_k|s_k))`, equation (2) of the paper with timm's two weights around it.
+
+    Both weights are 1 if None, but ``task_loss_weight`` alone gives the rest, ``1 -
+    task_loss_weight``, to the distillation.
+
+    Args:
+        student_model: the timm model that is trained.
+        teacher_model: a model, a ``DistillationTeacher``, or a name, whose weights timm asks the
+            hub for unless there is a ``teacher_pretrained_path``.
+        criterion: the task loss; cross-entropy if None.
+        teacher_pretrained_path: a local checkpoint for the teacher that is named.
+        pairs: a dict of student layer to teacher layer, or a list of :class:`~vid_loss.Pair`.
+            None pairs the layers of equal reduction, from timm's ``feature_info``.
+        vid_weight: lambda of every pair that has none of its own; the loss's default if None.
+        distill_loss_weight: weight of the sum over pairs.
+        task_loss_weight: weight of the task loss.
+        data_config: what the student is fed, as timm's ``resolve_data_config`` says it:
+            ``input_size``, ``mean``, ``std``. The student's own if None.
+        device: device of the task.
+        dtype: dtype of the task.
+        verbose: log the pairs and weights.
+        teacher_dtype: as in :class:`~vid_loss.Distiller`.
+        stop_teacher: as in :class:`~vid_loss.Distiller`.
+
+    Raises:
+        TypeError, ValueError: if teacher, pairs or features do not fit; the message names them.
+
+    Example:
+        >>> student, teacher = timm.create_model("test_resnet"), timm.create_model("resnet10t")
+        >>> task = VIDTask(student, teacher, pairs={"layer4": "layer4"}, verbose=False)
+        >>> sorted(task(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])))
+        ['layer4->layer4', 'loss', 'output', 'task_loss', 'vid_loss']
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher_model: str | nn.Module,
+        criterion: nn.Module | None = None,
+        teacher_pretrained_path: str | None = None,
+        pairs: Mapping[str, str] | Sequence[Pair] | None = None,
+        vid_weight: float | None = None,
+        distill_loss_weight: float | None = None,
+        task_loss_weight: float | None = None,
+        data_config: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+        *,
+        teacher_dtype: torch.dtype | None = None,
+        stop_teacher: bool = False,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        student: Any = unwrap_model(student_model)
+        self.task_loss_weight, self.distill_loss_weight = _weights(
+            task_loss_weight, distill_loss_weight
+        )
+        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.teacher = self._resolve_teacher(teacher_model, teacher_pretrained_path, student)
+        data_config = data_config or default_data_config(student)
+        example = example_image(student, data_config["input_size"])
+        self.renormalise = Renormalise.between(data_config, self.teacher, example)
+        teacher = unwrap_model(self.teacher.model)
+        distiller = Distiller(
+            student_model,
+            self.teacher.model,
+            resolve_pairs(pairs, student, teacher, example=example, weight=vid_weight),
+            example=example,
+            teacher_inputs=self.renormalise,
+            teacher_dtype=teacher_dtype,
+            stop_teacher=stop_teacher,
+        )
+        # Later it may be compiled and wrapped.
+        self.trainable_module: Any = VIDTrainableModule(student_model, distiller)
+        if self.verbose:
+            _logger.info(
+                "VIDTask: task_weight=%s, distill_weight=%s, pairs: %s",
+                self.task_loss_weight,
+                self.distill_loss_weight,
+                ", ".join(f"{name} * {weight}" for name, weight in distiller.weights.items()),
+            )
+
+    def _resolve_teacher(self, teacher: Any, path: str | None, student: Any) -> DistillationTeacher:
+        if path is not None:
+            teacher = load_teacher(teacher, path, student).to(self.device, self.dtype)
+        if not isinstance(teacher, DistillationTeacher):
+            teacher = DistillationTeacher(
+                teacher,
+                num_classes=student.num_classes,
+                in_chans=student.in_chans,
+                device=self.device,
+                dtype=self.dtype,
+            )
+        return teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "VIDTask":
+        """Sets the mode of the task, while the teacher stays in evaluation."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def prepare_distributed(
+        self, device_ids: list[Any] | None = None, **ddp_kwargs: Any
+    ) -> "VIDTask":
+        """Wraps student and heads in DistributedDataParallel; the teacher stays as it is.
+
+        Args:
+            device_ids: as train.py gives them; DDP wants none on the CPU.
+            **ddp_kwargs: what else DistributedDataParallel takes.
+        """
+        if next(self.trainable_module.parameters()).device.type == "cpu":
+            device_ids = None
+        self.trainable_module = DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
+        return self
+
+    def compile(
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> Any:
+        """Compiles the training step's module, teacher included, and the student for evaluation.
+
+        Returns:
+            The compiled student.
+        """
+        options = {"backend": backend, "mode": mode, **compile_kwargs}
+        self.eval_model: Any = torch.compile(self.trainable_module.student, **options)
+        self.trainable_module = torch.compile(self.trainable_module, **options)
+        return self.eval_model
+
+    def get_eval_model(
+        self, module: nn.Module | None = None, ema: bool = False
+    ) -> nn.Module | None:
+        """Returns the student without heads, of ``module`` or of what is trained or averaged."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        inner = unwrap_model(resolved)
+        return inner.student if isinstance(inner, VIDTrainableModule) else resolved
+
+    def get_task_state(
+        self, module: nn.Module | None = None, ema: bool = False
+    ) -> dict[str, dict[str, Tensor]]:
+        """Returns the heads and variances, which are not in the student's ``state_dict``."""
+        trainable = self._trainable(module, ema)
+        return {} if trainable is None else {"vid": trainable.distiller.losses.state_dict()}
+
+    def load_task_state(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Loads what :meth:`get_task_state` returned; without a state the heads stay as they are.
+
+        Raises:
+            RuntimeError: if there is no EMA to load into, or the state is of other pairs.
+        """
+        if not state or "vid" not in state:
+            _logger.warning("VIDTask: the checkpoint holds no heads, so they start afresh.")
+            return
+        trainable = self._trainable(module, ema)
+        if trainable is None:
+            raise RuntimeError("VIDTask: expected an EMA to load into. Call setup_ema() first.")
+        trainable.load_heads(state["vid"], strict=strict)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Returns the student's parameters, all or all but its last layer's, and the heads'."""
+        trainable = unwrap_model(self.trainable_module)
+        of_student = list(trainable.student.parameters())
+        of_student = of_student[:-2] if exclude_head else of_student
+        return of_student + list(trainable.distiller.parameters())
+
+    def _trainable(self, module: nn.Module | None, ema: bool) -> VIDTrainableModule | None:
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        return None if module is None else unwrap_model(module)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Runs student and teacher and computes the loss.
+
+        Args:
+            input: images ``(N, C, H, W)``, normalised for the student.
+            target: labels ``(N,)``, or what else the criterion takes.
+
+        Returns:
+            ``loss``, ``output`` (the student's logits), ``task_loss``, ``vid_loss`` (the weighted
+            sum over pairs, before ``distill_loss_weight``; 0 in evaluation) and, while training,
+            each pair's value under its name.
+        """
+        output, vid_loss = self.trainable_module(input)
+        task_loss = self.criterion(output, target)
+        distiller = unwrap_model(self.trainable_module).distiller
+        # In evaluation nothing is transferred, and the terms are those of an earlier batch.
+        terms = distiller.terms if vid_loss.requires_grad else {}
+        return {
+            **terms,
+            "loss": self.task_loss_weight * task_loss + self.distill_loss_weight * vid_loss,
+            "output": output,
+            "task_loss": task_loss,
+            "vid_loss": vid_loss,
+        }
+
+
+def _weights(task: float | None, distill: float | None) -> tuple[float, float]:
+    if distill is None and task is not None:
+        return task, 1.0 - task
+    return 1.0 if task is None else task, 1.0 if distill is None else distill

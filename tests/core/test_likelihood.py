@@ -1,0 +1,61 @@
+import pytest
+import torch
+from _models import TokenNet, cnn_pair, images
+
+from vid_loss import Distiller, KDLoss, Pair
+from vid_loss.diagnostics import log_likelihood
+
+PAIRS = [Pair("stage1", "stage2"), Pair("fc:input", "fc"), Pair("fc", "fc", loss=KDLoss())]
+
+
+def test_each_position_has_a_value_and_their_mean_is_the_loss():
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    maps = log_likelihood(distiller, images())
+    shapes = {name: tuple(x.shape) for name, x in maps.items()}
+    assert shapes == {"stage1->stage2": (8, 4, 4), "fc:input->fc": (8,)}
+    student.eval()
+    distiller.eval()
+    student.training = True  # of the root alone: for the taps, and not for batch norms
+    student(images())
+    distiller(images())
+    for name, values in maps.items():
+        torch.testing.assert_close(-values.mean(), distiller.terms[name])
+
+
+def test_tokens_have_a_value_each():
+    torch.manual_seed(0)
+    student, teacher = TokenNet(4), TokenNet(8)
+    text = {"input_ids": torch.arange(12).view(2, 6)}
+    distiller = Distiller(student, teacher, {"layer": "layer"}, example=text)
+    assert log_likelihood(distiller, **text)["layer->layer"].shape == (2, 6)
+
+
+def test_a_better_predicted_position_is_more_likely():
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, [Pair("stage1", "stage1")], example=images())
+    loss = distiller.losses["stage1->stage1"].eval()
+    feature = torch.randn(2, 4, 8, 8)
+    target = loss.head(feature).detach()
+    target[:, :, 3, 5] += 2
+    assert (loss.log_likelihood(feature, target).flatten(1).argmin(1) == 3 * 8 + 5).all()
+
+
+def test_modes_and_statistics_stay_as_they_were():
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    before = {key: x.clone() for key, x in student.state_dict().items()}
+    heads = {key: x.clone() for key, x in distiller.state_dict().items()}
+    log_likelihood(distiller, images())
+    torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(distiller.state_dict(), heads, rtol=0, atol=0)
+    assert student.training
+    assert distiller.losses.training
+
+
+def test_the_features_of_the_next_step_are_its_own():
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    log_likelihood(distiller, images())
+    with pytest.raises(RuntimeError, match="has not run forward in train mode"):
+        distiller(images())

@@ -1,0 +1,68 @@
+"""What test_hf_distributed.py runs in each of its processes.
+
+They are forked from a server that has imported this file: importing transformers takes longer than
+all the runs together. ``accelerate launch --cpu`` would start one process without MPI.
+"""
+
+import os
+import traceback
+from pathlib import Path
+
+import torch
+from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged, sentences
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from vid_loss.integrations.hf import VIDTrainer
+
+from vid_loss import Pair
+
+
+def pretend_fsdp(**options):
+    """Takes Accelerate's FSDP2 path on CPU, which it refuses by itself."""
+    make = Accelerator.__init__
+
+    def init(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+
+    Accelerator.__init__ = init
+
+
+def main(rank, processes, port, folder, output, options):
+    """One rank: torchrun's environment, then a user's script."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    if processes > 1:
+        os.environ.update({key: str(value) for key, value in {**ranks, **address}.items()})
+    torch.set_num_threads(1)
+    try:
+        train(rank, Path(folder), Path(output), **options)
+    except BaseException:
+        (Path(output) / f"rank{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def train(rank, folder, output, fsdp=None, resume=None, **options):
+    if fsdp:
+        pretend_fsdp(**fsdp)
+    trainer = VIDTrainer(
+        llama(),
+        arguments(folder, optim="sgd", **options),
+        train_dataset=sentences(),
+        teacher=llama_teacher(),
+        pairs=[Pair(*next(iter(LLAMA_PAIR.items())), weight=1.0)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    state = {
+        name: (x.full_tensor() if hasattr(x, "full_tensor") else x).cpu().clone()
+        for name, x in trainer.model.state_dict().items()
+    }
+    logs = {key: logged(trainer, key) for key in ("loss", "task_loss", "transfer_loss")}
+    torch.save({"state": state, "logs": logs}, output / f"rank{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

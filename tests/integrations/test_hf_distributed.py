@@ -1,0 +1,96 @@
+"""Two processes on CPU against one with the joined batch."""
+
+import multiprocessing
+import socket
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import _hf_ranks
+from _hf import llama
+from _versions import needs_gloo_that_averages
+from transformers import LlamaForCausalLM
+from vid_loss.integrations.hf import export_student
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["_hf_ranks"])
+SHARDED = {"reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"}
+
+
+def run(folder, processes, **options):
+    """Trains in that many processes and returns what each rank has seen."""
+    output = folder / f"out{len(list(folder.iterdir()))}"
+    output.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [
+        CONTEXT.Process(
+            target=_hf_ranks.main, args=(rank, processes, port, folder / "run", output, options)
+        )
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=100)
+        worker.kill()
+    errors = "".join(path.read_text() for path in output.glob("*.txt"))
+    assert [worker.exitcode for worker in workers] == [0] * processes, errors
+    return [torch.load(output / f"rank{rank}.pt") for rank in range(processes)]
+
+
+def assert_same(ranks, joined):
+    assert ranks[0]["state"].keys() == joined["state"].keys()
+    for name, value in joined["state"].items():
+        assert torch.equal(ranks[0]["state"][name], ranks[1]["state"][name]), name
+        torch.testing.assert_close(ranks[0]["state"][name], value, rtol=1e-5, atol=1e-6)
+    for key, values in joined["logs"].items():
+        assert ranks[0]["logs"][key] == pytest.approx(values, rel=1e-5), key
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """One process, eight rows a step."""
+    folder = tmp_path_factory.mktemp("joined")
+    return run(folder, 1, per_device_train_batch_size=8, max_steps=3)[0]
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "find_unused", "average_tokens"),
+    [(1, False, True), (1, True, True), (2, False, True), (2, True, True), (2, False, False)],
+)
+def test_ddp_is_one_process_with_the_joined_batch(
+    tmp_path, joined, accumulation, find_unused, average_tokens
+):
+    ranks = run(
+        tmp_path,
+        2,
+        per_device_train_batch_size=4 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        ddp_find_unused_parameters=find_unused,
+        average_tokens_across_devices=average_tokens,
+        max_steps=3,
+    )
+    assert_same(ranks, joined)
+
+
+@needs_gloo_that_averages
+def test_fsdp2_trains_saves_shards_resumes_and_exports(tmp_path, joined):
+    options = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = run(tmp_path, 2, fsdp=SHARDED, max_steps=3, **options)
+    assert_same(whole, joined)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    resumed = run(tmp_path, 2, fsdp=SHARDED, max_steps=3, resume=str(checkpoint), **options)
+    for name, value in whole[0]["state"].items():
+        assert torch.equal(resumed[0]["state"][name], value), name
+
+    export_student(tmp_path / "run" / "checkpoint-3", llama(seed=9), tmp_path / "plain")
+    model, info = LlamaForCausalLM.from_pretrained(tmp_path / "plain", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, whole[0]["state"][name], rtol=0, atol=0)

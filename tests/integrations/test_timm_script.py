@@ -1,0 +1,257 @@
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+timm = pytest.importorskip("timm")
+pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
+
+from vid_loss.integrations.timm import _patch  # noqa: E402  # after the skip
+from vid_loss.integrations.timm._arguments import (  # noqa: E402  # after the skip
+    add_vid_arguments,
+    vid_task,
+)
+from vid_loss.integrations.timm._script import main, patch, run  # noqa: E402  # after the skip
+
+SCRIPT = Path(__file__).with_name("train_like_timm.py")
+VID = ["--kd-distill-type", "vid", "--kd-model-name", "resnet10t"]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A train script in a folder of its own."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    return Path(shutil.copy(SCRIPT, folder / "train.py"))
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    torch.manual_seed(9)
+    path = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=5).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Runs a script in this process, which is then what it was."""
+
+    def run_script(path, *arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", sys.argv)
+            patched.setattr(sys, "path", list(sys.path))
+            patched.setitem(sys.modules, "__main__", sys.modules["__main__"])
+            run(path, ["--", *map(str, arguments)])
+
+    return run_script
+
+
+def _break(script, old, new):
+    text = script.read_text()
+    assert old in text
+    script.write_text(text.replace(old, new))
+
+
+def test_patch_says_the_version_and_can_be_repeated_and_taken_out(script):
+    before = script.read_bytes()
+    assert f"timm {timm.__version__}" in patch(script)
+    after = script.read_bytes()
+    assert b"vid_task(args, task)" in after
+    assert "patched already" in patch(script)
+    assert script.read_bytes() == after
+    assert "Took the patch out" in patch(script, reverse=True)
+    assert "not patched" in patch(script, reverse=True)
+    assert script.read_bytes() == before
+
+
+def test_check_changes_nothing(script):
+    before = script.read_bytes()
+    assert "fits" in patch(script, check=True)
+    assert script.read_bytes() == before
+    patch(script)
+    assert "is patched" in patch(script, check=True)
+
+
+def test_line_ends_and_permissions_are_kept(script):
+    script.write_bytes(script.read_bytes().replace(b"\n", b"\r\n"))
+    script.chmod(0o750)
+    before = script.read_bytes()
+    patch(script)
+    after = script.read_bytes()
+    assert after.count(b"\n") == after.count(b"\r\n") > before.count(b"\n")
+    assert script.stat().st_mode & 0o777 == 0o750
+    patch(script, reverse=True)
+    assert script.read_bytes() == before
+
+
+def test_symlink_stays_one(script):
+    link = script.with_name("link.py")
+    link.symlink_to(script.name)
+    patch(link)
+    assert link.is_symlink()
+    assert "is patched" in patch(script, check=True)
+
+
+def test_interrupted_write_leaves_the_script(script, monkeypatch):
+    before = script.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        patch(script)
+    assert script.read_bytes() == before
+    assert list(script.parent.iterdir()) == [script]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    model = task.get_trainable_module()\n", "", "does not fit.*found them nowhere"),
+        ("def _parse_args():\n", "def parse_args():\n", r"def _parse_args\(\)"),
+        (
+            "\ndef _parse_args():\n",
+            "\ndef _parse_args():\n    return None\n\n\ndef _parse_args():\n",
+            "found them 2 times",
+        ),
+    ],
+)
+def test_script_that_does_not_fit_is_refused_and_kept(script, capsys, old, new, message):
+    _break(script, old, new)
+    before = script.read_bytes()
+    with pytest.raises(_patch.PatchError, match=f"(?s){message}"):
+        patch(script)
+    assert main(["patch", str(script)]) == 1
+    assert str(script) in capsys.readouterr().err
+    assert script.read_bytes() == before
+
+
+def test_half_patched_script_is_refused(script):
+    patch(script)
+    _break(script, "        task = vid_task(args, task)\n", "")
+    for options in ({}, {"check": True}, {"reverse": True}):
+        with pytest.raises(_patch.PatchError, match="a part of the patch only"):
+            patch(script, **options)
+
+
+def test_missing_script_is_named(tmp_path):
+    with pytest.raises(_patch.PatchError, match="there is no such file"):
+        patch(tmp_path / "train.py")
+
+
+def test_version_is_the_clones_own(script):
+    version = script.parent / "timm" / "version.py"
+    version.parent.mkdir()
+    version.write_text("__version__ = '1.0.28'\n")
+    assert "timm 1.0.28" in patch(script, check=True)
+    version.write_text("__version__ = '1.0.26'\n")
+    for command in (patch, lambda path: run(path, [])):
+        with pytest.raises(_patch.PatchError, match=r"expected timm >= 1\.0\.27; found 1\.0\.26"):
+            command(script)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_applies_the_same_patch(script):
+    other = Path(shutil.copy(script, script.with_name("other.py")))
+    patch(other)
+    subprocess.run(["git", "apply", str(_patch.PATCH)], cwd=script.parent, check=True)
+    assert script.read_bytes() == other.read_bytes()
+
+
+def _checkpoint(folder):
+    """What is trained: the rest of a checkpoint says where the run was."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(folder / "last.pth.tar", weights_only=True)
+    trained = ("epoch", "optimizer", "state_dict", "task_state", "state_dict_ema", "task_state_ema")
+    return {key: value for key, value in checkpoint.items() if key in trained}
+
+
+def test_script_trains_stops_resumes_and_exports(script, teacher, tmp_path, run_here):
+    before = script.read_bytes()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = [*VID, "--vid-teacher-checkpoint", teacher, "--vid-pair", "layer3=layer3"]
+    options += ["--vid-pair", "layer4=layer4", "--vid-weight", "2"]
+    for folder, arguments in (
+        (whole, ["--epochs", 2]),
+        (parts, ["--epochs", 1]),
+        (parts, ["--epochs", 2, "--resume", parts / "last.pth.tar"]),
+    ):
+        folder.mkdir(exist_ok=True)
+        run_here(script, *options, "--output", folder, *arguments)
+    expected, resumed = _checkpoint(whole), _checkpoint(parts)
+    assert resumed["epoch"] == 1
+    assert len(resumed) == 6
+    assert_close(resumed, expected, rtol=0, atol=0)
+    variance = resumed["task_state"]["vid"]["layer4->layer4.variance.raw_var"]
+    assert variance.unique().numel() > 1  # it has moved
+    plain = timm.create_model(
+        "test_resnet", num_classes=3, checkpoint_path=str(parts / "model_best.pth.tar")
+    )
+    assert_close(dict(plain.state_dict()), dict(_checkpoint(parts)["state_dict_ema"]))
+    assert script.read_bytes() == before
+
+
+def test_patched_script_runs_as_well_and_pairs_may_be_left_out(script, teacher, tmp_path, run_here):
+    options = [*VID, "--vid-teacher-checkpoint", teacher, "--output", tmp_path]
+    run_here(script, *options)
+    in_memory = _checkpoint(tmp_path)
+    patch(script)
+    run_here(script, *options)
+    assert_close(_checkpoint(tmp_path), in_memory, rtol=0, atol=0)
+    assert {key.split(".")[0] for key in in_memory["task_state"]["vid"]} == {
+        f"layer{i}->layer{i}" for i in range(1, 5)
+    }
+
+
+def test_script_without_vid_is_what_it_was(script, tmp_path, run_here):
+    run_here(script, "--output", tmp_path)
+    assert "task_state" not in _checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kd-distill-type", "vid"], "expected a teacher; got none. Add --kd-model-name"),
+        ([*VID, "--vid-pair", "layer4"], "--vid-pair: expected student_layer=teacher_layer"),
+        ([*VID, "--vid-teacher-checkpoint", "missing.pth"], "there is no file 'missing.pth'"),
+    ],
+)
+def test_wrong_arguments_are_named(script, tmp_path, run_here, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_here(script, *arguments, "--output", tmp_path)
+
+
+def test_task_evaluates_as_the_plain_one_would(teacher):
+    student, criterion = timm.create_model("test_resnet"), torch.nn.CrossEntropyLoss()
+    plain = timm.task.ClassificationTask(student, criterion, verbose=False)
+    plain.create_evaluator = object()  # newer ones have it; multi-label has its own
+    parser = argparse.ArgumentParser()
+    for name in ("--kd-distill-type", "--kd-model-name", "--distill-loss-weight"):
+        parser.add_argument(name)
+    parser.add_argument("--task-loss-weight", type=float)
+    add_vid_arguments(parser)
+    options = ["--vid-teacher-checkpoint", str(teacher), "--vid-stop-teacher"]
+    task = vid_task(parser.parse_args([*VID, *options]), plain)
+    assert task.get_trainable_module().distiller._teacher.tap.recorder.stop_after == 4
+    assert task.create_evaluator is plain.create_evaluator
+    assert task.criterion is plain.criterion
+
+
+def test_command_line_runs_before_timm_is_imported(script):
+    """A clone's own timm must be the one that its train.py imports."""
+    (script.parent / "timm").mkdir()
+    (script.parent / "timm" / "__init__.py").write_text("raise SystemExit('the clone')\n")
+    command = [sys.executable, "-m", "vid_loss.integrations.timm"]
+    done = subprocess.run([*command, "patch", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"timm {timm.__version__}" in done.stdout
+    done = subprocess.run([*command, "run", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "the clone")

@@ -1,0 +1,5 @@
+"""The teacher's features on disk, for inputs that do not change between epochs."""
+
+from ._feature_cache import FeatureCache
+
+__all__ = ["FeatureCache"]

@@ -1,0 +1,155 @@
+"""Mean networks mu(s): what predicts the teacher's feature from the student's."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .layouts import channels_of, kind_of
+
+Norm = Literal["batch", "layer", "group", "none"]
+
+
+def mean_head(
+    student_shape: Sequence[int],
+    teacher_shape: Sequence[int],
+    *,
+    hidden_channels: int | None = None,
+    norm: Norm | None = None,
+) -> nn.Module:
+    """Builds the paper's mean network for a pair of features.
+
+    Maps (MI-I): conv1x1 - norm - ReLU - conv1x1. Vectors (MI-L): one linear layer. Tokens, which
+    the paper does not have: the map's head with linear layers, shared by all tokens.
+
+    Args:
+        student_shape: shape of the student's feature, the batch first.
+        teacher_shape: shape of the teacher's feature, the batch first.
+        hidden_channels: width between the two layers; the teacher's channels if None.
+        norm: between them. None is batch norm for maps, as in the paper, and layer norm for
+            tokens, which a padded batch cannot disturb. ``'group'`` is for maps, in groups of up
+            to 32; ``'layer'`` on maps is one group.
+
+    Returns:
+        A module that maps ``student_shape`` to the teacher's number of channels.
+
+    Raises:
+        ValueError: if an option does not fit the kind of feature.
+    """
+    student_channels, teacher_channels = channels_of(student_shape), channels_of(teacher_shape)
+    kind = kind_of(student_shape)
+    if norm is not None and norm not in get_args(Norm):
+        raise ValueError(f"norm: expected one of {get_args(Norm)} or None; got {norm!r}.")
+    if hidden_channels is not None and hidden_channels < 1:
+        raise ValueError(f"hidden_channels: expected a positive width; got {hidden_channels}.")
+    if kind == "vector":
+        if hidden_channels is not None or norm is not None:
+            raise ValueError(
+                "hidden_channels and norm: expected None for vectors, whose head is one linear "
+                f"layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
+            )
+        return nn.Linear(student_channels, teacher_channels)
+    hidden_channels = hidden_channels or teacher_channels
+    if kind == "tokens":
+        return TokenHead(student_channels, hidden_channels, teacher_channels, norm or "layer")
+    return _map_head(student_channels, hidden_channels, teacher_channels, norm or "batch")
+
+
+def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequential:
+    norms: dict[Norm, list[nn.Module]] = {
+        "batch": [nn.BatchNorm2d(hidden)],
+        "layer": [nn.GroupNorm(1, hidden)],
+        "group": [nn.GroupNorm(math.gcd(32, hidden), hidden)],
+        "none": [],
+    }
+    # A bias before a norm would be subtracted again. The ReLU works in place: nothing else needs
+    # what comes out of the norm, and that is a whole map saved.
+    return nn.Sequential(
+        PointwiseConv2d(student, hidden, bias=norm == "none"),
+        *norms[norm],
+        nn.ReLU(inplace=True),
+        PointwiseConv2d(hidden, teacher),
+    )
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A convolution of kernel size 1; in eager mode on a CPU, a batch of matrix products.
+
+    oneDNN's convolution of ``(N, C, H, W)`` with few channels takes up to three times as long,
+    mostly in backward. But the products have a weight gradient for each sample, which outgrows
+    the map itself where there are more channels than positions; autocast would keep a copy of
+    the weight for each sample; and compiled, they are slower.
+
+    Args:
+        in_channels: channels of the map.
+        out_channels: channels of what comes out.
+        bias: whether one number a channel is added.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to the new number of channels."""
+        if (
+            torch.compiler.is_compiling()
+            or input.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+            or input.ndim != 4
+            or not input.is_contiguous()
+            or input.shape[1] >= input.shape[2:].numel()
+        ):
+            return super().forward(input)
+        weight = self.weight.flatten(1).expand(len(input), -1, -1)
+        if self.bias is None:
+            output = torch.bmm(weight, input.flatten(2))
+        else:
+            output = torch.baddbmm(self.bias.unsqueeze(1), weight, input.flatten(2))
+        return output.view(len(input), self.out_channels, *input.shape[2:])
+
+
+class TokenHead(nn.Module):
+    """linear - norm - ReLU - linear on every token of ``(N, L, C)``.
+
+    Args:
+        student_channels: width of the student's tokens.
+        hidden_channels: width between the layers.
+        teacher_channels: width of the teacher's tokens.
+        norm: ``'layer'``, ``'batch'`` or ``'none'``. Batch norm takes its statistics from valid
+            tokens alone; picking them makes the host wait for a GPU once a step.
+
+    Raises:
+        ValueError: for ``'group'``.
+    """
+
+    def __init__(
+        self, student_channels: int, hidden_channels: int, teacher_channels: int, norm: Norm
+    ) -> None:
+        super().__init__()
+        if norm == "group":
+            raise ValueError("norm: expected 'layer', 'batch' or 'none' for tokens; got 'group'.")
+        self.expand = nn.Linear(student_channels, hidden_channels, bias=norm == "none")
+        self.norm: nn.Module
+        if norm == "layer":
+            self.norm = nn.LayerNorm(hidden_channels)
+        else:
+            self.norm = nn.BatchNorm1d(hidden_channels) if norm == "batch" else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+        self.project = nn.Linear(hidden_channels, teacher_channels)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps ``(N, L, C_s)`` to ``(N, L, C_t)``; what it says of masked tokens means nothing."""
+        hidden = self.expand(tokens)
+        # Told by the kind of norm, not by its class, so that SyncBatchNorm may take its place.
+        if isinstance(self.norm, nn.LayerNorm | nn.Identity):
+            hidden = self.norm(hidden)
+        elif mask is None:
+            hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)
+        else:
+            valid = mask.bool()
+            normed = self.norm(hidden[valid])
+            hidden = normed.new_zeros(hidden.shape).index_put((valid,), normed)
+        projected: Tensor = self.project(self.activation(hidden))
+        return projected

@@ -1,0 +1,6 @@
+"""Which layers a model has, and which of two models fit together."""
+
+from ._match import MatchedPairs, TokensToGrid, match_layers
+from ._table import Layer, LayerTable, list_layers
+
+__all__ = ["Layer", "LayerTable", "MatchedPairs", "TokensToGrid", "list_layers", "match_layers"]

@@ -1,0 +1,236 @@
+"""Which layers of two models fit together."""
+
+import logging
+import math
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from vid_loss.pairs import Pair
+from vid_loss.teacher import Inputs, as_call
+
+from ._stages import Size, Stages, find_stages, map_layout
+from ._table import Layer, LayerTable, list_layers
+
+_log = logging.getLogger(__name__)
+_Choice = tuple[Pair, str]  # a pair and the reason for it
+_MOST_LEADING_TOKENS = 8  # a class token, one for distillation, some registers
+
+
+class MatchedPairs(list[Pair]):
+    """A list of pairs that prints why each was chosen.
+
+    Args:
+        choices: pairs with their reasons.
+
+    Attributes:
+        reasons: one line a pair, as they were chosen; the list may be changed afterwards.
+    """
+
+    def __init__(self, choices: Iterable[_Choice]) -> None:
+        choices = list(choices)
+        super().__init__(pair for pair, _ in choices)
+        self.reasons = tuple(f"{pair.label}: {reason}" for pair, reason in choices)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.reasons)
+
+
+@dataclass(frozen=True)
+class TokensToGrid:
+    """Turns the tokens of an image's patches into a map, without the special tokens before them.
+
+    Args:
+        leading: number of tokens before the patches: class, distillation, registers.
+        height: number of patches vertically.
+        width: number of patches horizontally.
+
+    Example:
+        >>> import torch
+        >>> TokensToGrid(1, 2, 3)(torch.zeros(8, 7, 16)).shape
+        torch.Size([8, 16, 2, 3])
+    """
+
+    leading: int
+    height: int
+    width: int
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Maps ``(N, leading + height * width, C)`` to ``(N, C, height, width)``."""
+        patches = tokens[:, self.leading :].mT
+        return patches.reshape(len(tokens), -1, self.height, self.width)
+
+
+_Grids = tuple[TokensToGrid | None, TokensToGrid | None]
+
+
+def match_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    example: Inputs,
+    max_pairs: int = 4,
+    *,
+    teacher_inputs: Callable[..., Inputs] | None = None,
+) -> MatchedPairs:
+    """Chooses pairs of layers from what both models do with an example.
+
+    Ends of stages that have a resolution are paired by it. Blocks of tokens are paired by
+    relative depth, and so are stages whose resolutions do not agree; the tokens of an image meet
+    a map as a grid. If nothing of this fits, the student's penultimate layer learns the teacher's
+    logits. It is a start to reason from, not a search: print the result, which has a reason for
+    each pair (also logged, at level INFO), and change it as any list.
+
+    Args:
+        student: the model that is trained.
+        teacher: the model that is learnt from.
+        example: a batch of the student's inputs, as for :class:`~vid_loss.Distiller`; one sample
+            is enough.
+        max_pairs: the most pairs to choose; of more stages, the deepest are taken.
+        teacher_inputs: as for :class:`~vid_loss.Distiller`.
+
+    Returns:
+        A list of :class:`~vid_loss.Pair`, from the input's side to the output's.
+
+    Raises:
+        TypeError: if the example is none of the three forms.
+        ValueError: if ``max_pairs`` is below 1 or nothing fits.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+        >>> match_layers(student, teacher, torch.zeros(1, 4))
+        :input->1: no common stages; 4 penultimate channels learn 3 logits
+    """
+    if max_pairs < 1:
+        raise ValueError(f"match_layers, max_pairs: expected 1 or more; got {max_pairs}.")
+    args, kwargs = as_call(example, "match_layers, example")
+    inputs = example if teacher_inputs is None else teacher_inputs(*args, **kwargs)
+    tables = list_layers(student, _two_samples(example)), list_layers(teacher, _two_samples(inputs))
+    stages = find_stages(tables[0]), find_stages(tables[1])
+    choices = _by_size(*stages, max_pairs) or _by_depth(*stages, max_pairs) or _outputs(*tables)
+    if not choices:
+        raise ValueError(
+            "match_layers: expected stages, blocks of tokens or output layers that fit together; "
+            "got none. Choose the pairs yourself from list_layers(model, example)."
+        )
+    matched = MatchedPairs(choices)
+    for reason in matched.reasons:
+        _log.info(reason)
+    return matched
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """Tells the features of one sample from a table of positions, which has no batch."""
+    args, kwargs = as_call(inputs, "match_layers, teacher_inputs")
+
+    def repeat(value: Any) -> Any:
+        is_one = isinstance(value, Tensor) and value.shape[:1] == (1,)
+        return value.repeat_interleave(2, 0) if is_one else value
+
+    return {key: repeat(value) for key, value in kwargs.items()} or tuple(map(repeat, args))
+
+
+def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
+    """Stages of one resolution, if at least half of the fewer stages have one."""
+    if not student.kind == teacher.kind == "map":
+        return []
+    ends = student.by_size(), teacher.by_size()
+    sizes = [(size, near) for size in ends[0] for near in ends[1] if _meet(size, near, ends[1])]
+    if not sizes or 2 * len(sizes) < min(map(len, ends)):
+        return []
+    choices = []
+    for size, near in sizes[-max_pairs:]:
+        pair = _pair((student, ends[0][size]), (teacher, ends[1][near]), (None, None))
+        where = " and ".join(f"{height} x {width}" for height, width in dict.fromkeys((size, near)))
+        choices.append((pair, f"stages end at {where}"))
+    return choices
+
+
+def _meet(size: Size, other: Size, others: Container[Size]) -> bool:
+    """Whether two resolutions are the same, but for strides that round up or down."""
+    if size in others:
+        return size == other
+    return max(abs(size[0] - other[0]), abs(size[1] - other[1])) == 1
+
+
+def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
+    """Stages and blocks of equal relative depth, counted in the model that has fewer."""
+    grids = _grids(student, teacher)
+    depths = len(student.ends), len(teacher.ends)
+    if grids is None:
+        return []
+    count = min(max_pairs, *depths)
+    choices = []
+    for step in range(1, count + 1):
+        position = -(-step * min(depths) // count)
+        # Half is rounded up: to the even one, two positions could meet.
+        at = [math.floor(position * depth / min(depths) + 0.5) for depth in depths]
+        ends = (student, student.ends[at[0] - 1]), (teacher, teacher.ends[at[1] - 1])
+        where = f"{student.unit} {at[0]} of {depths[0]} and {teacher.unit} {at[1]} of {depths[1]}"
+        reason = f"relative depth {position / min(depths):.2f}, {where}"
+        grid = grids[0] or grids[1]
+        reason += f"; tokens as a {grid.height} x {grid.width} grid" if grid else ""
+        choices.append((_pair(*ends, grids), reason))
+    return choices
+
+
+def _pair(student: tuple[Stages, Layer], teacher: tuple[Stages, Layer], grids: _Grids) -> Pair:
+    dims = [
+        map_layout(end.shape, stages.image)[1] if stages.kind == "map" else None
+        for stages, end in (student, teacher)
+    ]
+    return Pair(
+        student[1].name,
+        teacher[1].name,
+        channel_dim=(dims[0], dims[1]) if any(dims) else None,
+        student_transform=grids[0],
+        teacher_transform=grids[1],
+    )
+
+
+def _grids(student: Stages, teacher: Stages) -> _Grids | None:
+    """What turns the tokens of each into a map, where one must be; None if it cannot."""
+    if not student.ends or not teacher.ends:
+        return None
+    shapes = student.ends[0].shape, teacher.ends[0].shape
+    if student.kind == teacher.kind == "tokens" and shapes[0][1] == shapes[1][1]:
+        return None, None
+    grids = _grid(student), _grid(teacher)
+    for stages, grid in zip((student, teacher), grids, strict=True):
+        if stages.kind == "tokens" and grid is None:
+            return None
+    return grids
+
+
+def _grid(stages: Stages) -> TokensToGrid | None:
+    if stages.kind == "map" or stages.image is None:
+        return None
+    image_height, image_width = stages.image
+    for leading in range(_MOST_LEADING_TOKENS + 1):
+        patches = stages.ends[0].shape[1] - leading
+        height = math.isqrt(max(patches, 0) * image_height // image_width)
+        width = height * image_width // image_height
+        if height and height * width == patches and height * image_width == width * image_height:
+            return TokensToGrid(leading, height, width)
+    return None
+
+
+def _outputs(student: LayerTable, teacher: LayerTable) -> list[_Choice]:
+    """The paper's MI-L, where there are no stages to pair."""
+    ends = _output_layer(student), _output_layer(teacher)
+    if ends[0] is None or ends[1] is None:
+        return []
+    pair = Pair(f"{ends[0].path}:input", ends[1].name)
+    widths = ends[0].input_shape[-1], ends[1].shape[-1]
+    return [(pair, f"no common stages; {widths[0]} penultimate channels learn {widths[1]} logits")]
+
+
+def _output_layer(table: LayerTable) -> Layer | None:
+    """The last layer with weights of its own that maps vectors to vectors."""
+    for layer in reversed(table):
+        is_vector = len(layer.shape) == len(layer.input_shape) == 2
+        if is_vector and layer.size and not layer.is_block and not layer.note:
+            return layer
+    return None
