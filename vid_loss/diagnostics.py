@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .guards import undisturbed
-from .losses.stats import METRICS, PairDiagnostics, by_metric
+from .losses.stats import METRICS, PairDiagnostics
 from .taps import FeatureTap
 
 if TYPE_CHECKING:
     from .distiller import Distiller
 
-__all__ = ["METRICS", "PairDiagnostics", "by_metric", "gradient_shares", "log_likelihood"]
+__all__ = ["METRICS", "PairDiagnostics", "gradient_shares", "log_likelihood"]
 
 
 def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
@@ -72,11 +72,16 @@ def log_likelihood(distiller: Distiller, *args: Any, **kwargs: Any) -> dict[str,
     losses = distiller.vid_losses()
     pairs = {name: distiller.pairs[name] for name in losses}
     student = distiller.student
+    cache = distiller.cache
     with undisturbed(student, distiller):
         with FeatureTap(student, [x.student for x in pairs.values()], owner="student") as tap:
             student(*args, **kwargs)
             features = tap.collect()
-        teacher_features = distiller._teacher.features(args, kwargs)
+        try:
+            distiller.cache = None  # these need not be samples of the data set
+            teacher_features = distiller.teacher_features(*args, **kwargs)
+        finally:
+            distiller.cache = cache
         return {
             name: losses[name].log_likelihood(
                 *pair.prepare(features[pair.student], teacher_features[pair.teacher])

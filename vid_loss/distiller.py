@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from .cache import FeatureCache
 from .guards import HeadCheck, refuse_data_parallel, undisturbed
-from .losses import VIDLoss
-from .losses.stats import PairDiagnostics, report
-from .pairs import Pair, check_weight, module_key, pairs_by_name
+from .pairs import Pair, pairs_by_name
 from .taps import FeatureTap, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
+from .terms import PairTerms, total
 
 
-class Distiller(nn.Module):
+class Distiller(PairTerms):
     r"""The transfer terms :math:`-\sum_k \lambda_k \log q(t_k | s_k)` of a student and a teacher.
 
     Equation (2) of the paper without the task loss, in three lines of an existing script::
@@ -24,6 +23,8 @@ class Distiller(nn.Module):
         optimizer.add_param_group({"params": distiller.parameters()})
         ...
         loss = criterion(student(images), labels) + distiller(images)
+
+    At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`.
 
     It owns the heads and the variances, and nothing else: student and teacher are held but not
     registered, so that they are in neither ``parameters()`` nor ``state_dict()``. ``to()`` moves
@@ -44,7 +45,6 @@ class Distiller(nn.Module):
             its callers do not see. Not for a teacher that FSDP shards.
         cache: keeps the teacher's features of each sample, for inputs that do not change between
             epochs; calls then need ``sample_index``. Not for a teacher that FSDP shards.
-        diagnose: keep in every step what :meth:`diagnostics` needs.
 
     Attributes:
         cache: as given.
@@ -72,58 +72,34 @@ class Distiller(nn.Module):
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
         cache: FeatureCache | None = None,
-        diagnose: bool = True,
     ) -> None:
-        super().__init__()
         refuse_data_parallel(student)
         if unwrap(teacher) is unwrap(student):
             raise ValueError(
                 "Distiller, teacher: expected another model than the student; got the same. "
                 "For self-distillation pass copy.deepcopy(student)."
             )
-        self.pairs = pairs_by_name(pairs)
-        self.weights: dict[str, float] = {}
-        self.losses = nn.ModuleDict()
-        self.terms: dict[str, Tensor] = {}
-        self._diagnose = diagnose
-        self.cache = cache
-        self._head_check = HeadCheck()
-        student_layers = [pair.student for pair in self.pairs.values()]
-        teacher_layers = [pair.teacher for pair in self.pairs.values()]
+        by_name = pairs_by_name(pairs)
+        student_layers = [pair.student for pair in by_name.values()]
+        teacher_layers = [pair.teacher for pair in by_name.values()]
         args, kwargs = as_call(example, "Distiller, example")
-        self._teacher = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
+        source = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
         try:
             with undisturbed(unwrap(student), unwrap(teacher)):
                 with FeatureTap(student, student_layers, owner="student") as tap:
                     tap.model(*args, **kwargs)
                     student_features = tap.collect()
-                self._build_losses(
-                    student_features, self._teacher.features(args, kwargs), mask_in(kwargs)
-                )
+                teacher_features = source.features(args, kwargs)
+                super().__init__(by_name, student_features, teacher_features, mask_in(kwargs))
             if stop_teacher:  # not before the example has run to its end, with all checks
-                self._teacher.stop_early()
+                source.stop_early()
             self._tap = FeatureTap(student, student_layers, train_only=True, owner="student")
         except BaseException:
-            self._teacher.tap.close()
+            source.tap.close()
             raise
-
-    def _build_losses(
-        self,
-        student_features: Mapping[str, Tensor],
-        teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
-    ) -> None:
-        for name, pair in self.pairs.items():
-            loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
-            default = getattr(loss, "default_weight", 1.0)
-            self.weights[name] = default if pair.weight is None else pair.weight
-            self.losses[module_key(name)] = loss
-        # The whole sum once, so that what does not fit is heard of here and not in the first step.
-        with undisturbed(self.losses):
-            total(self._weighted(student_features, teacher_features, mask))
-        self.terms = {}
-        for loss in self.vid_losses().values():
-            loss.observes = self._diagnose
+        self._teacher = source
+        self._head_check = HeadCheck()
+        self.cache = cache
 
     @property
     def student(self) -> nn.Module:
@@ -158,8 +134,10 @@ class Distiller(nn.Module):
             TypeError: if a feature is not one floating-point tensor.
             ValueError: if shapes do not fit; the message names the pair.
         """
-        if any(self.weights.values()):
-            self._head_check(self.student, self.losses)
+        if not any(self.weights.values()):
+            self._tap.clear()
+            return torch.zeros((), device=next(self.student.parameters()).device)
+        self._head_check(self.student, self.losses)
         terms = self.weighted_terms(
             *args,
             teacher_features=teacher_features,
@@ -187,7 +165,7 @@ class Distiller(nn.Module):
                 f"{sorted(teacher_features)}. Give it what distiller.teacher_features() returned."
             )
         token_mask = mask_in(kwargs) if token_mask is None else token_mask
-        return self._weighted(self._tap.collect(), teacher_features, token_mask)
+        return self.weighted(self._tap.collect(), teacher_features, token_mask)
 
     def teacher_features(
         self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any
@@ -213,70 +191,6 @@ class Distiller(nn.Module):
             return self._teacher.features(args, kwargs)
         return self.cache.features(self._teacher, args, kwargs, sample_index)
 
-    def _weighted(
-        self,
-        student_features: Mapping[str, Tensor],
-        teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
-    ) -> dict[str, Tensor]:
-        terms = {
-            name: pair.term(
-                self.losses[module_key(name)],
-                student_features[pair.student],
-                teacher_features[pair.teacher],
-                mask,
-            )
-            for name, pair in self.pairs.items()
-        }
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        return {name: self.weights[name] * term for name, term in terms.items()}
-
-    def vid_losses(self) -> dict[str, VIDLoss]:
-        """Returns the losses that have a q(t|s) to look into, by pair."""
-        losses = {name: self.losses[module_key(name)] for name in self.pairs}
-        return {name: loss for name, loss in losses.items() if isinstance(loss, VIDLoss)}
-
-    def diagnostics(self) -> dict[str, PairDiagnostics]:
-        """Returns what each VIDLoss pair transferred, in the last batch of this process.
-
-        Of maps and tokens, the first 32 samples are looked at. The host waits for the device
-        here, and in no step.
-
-        Raises:
-            RuntimeError: if there was no batch yet, or they were turned off.
-        """
-        return report({name: loss.observation for name, loss in self.vid_losses().items()})
-
-    def set_weight(self, name: str, weight: float) -> None:
-        """Changes a pair's weight, also in the middle of training. It is not in the state dict.
-
-        Raises:
-            KeyError: if no pair has that name.
-            ValueError: if the weight is negative or not finite.
-        """
-        if name not in self.pairs:
-            raise KeyError(f"Distiller: expected one of {list(self.pairs)}; got {name!r}.")
-        self.weights[name] = check_weight(weight, str(self.pairs[name]))
-
-    def parameter_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
-        """Returns the parameters in groups for an optimizer, most of them without weight decay.
-
-        Decay would pull a variance towards ``softplus(0)`` = 0.69, and norms and biases are
-        customarily free of it: only weight matrices are decayed.
-
-        Args:
-            weight_decay: the decay of weight matrices.
-
-        Returns:
-            One group with that decay and one without; a group that would be empty is left out.
-        """
-        parameters = list(self.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
-
     def close(self) -> None:
         """Removes every hook from student and teacher. Closing twice is fine."""
         self._tap.close()
@@ -295,12 +209,3 @@ class Distiller(nn.Module):
         self._teacher.move(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
-
-
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Sums the terms of the pairs, which may be on several devices."""
-    first, *more = terms.values()
-    for term in more:
-        # A model that is split over devices has its layers, and so its heads, on several.
-        first = first + term.to(first.device)
-    return first

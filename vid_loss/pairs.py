@@ -1,15 +1,15 @@
 """Which layer of the student learns from which layer of the teacher, and how."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ._advice import advice
 from .losses import VIDLoss
-from .losses.layouts import check_floating_point, kind_of, refuse_unmarked_nhwc, to_layout
+from .losses.layouts import to_layout
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
 Transform = Callable[[Tensor], Tensor]
@@ -96,15 +96,13 @@ class Pair:
             TypeError: if what is built is not a module.
             ValueError: if the features do not fit together.
         """
-        with self._named():
-            prepared = self._transform(student_feature, teacher_feature)
-            for feature, dim in zip(prepared, self._channel_dims, strict=True):
-                # Not in training, where one of many resolutions may happen to look like that.
-                refuse_unmarked_nhwc(feature.shape, dim)
-            student, teacher = self._lay_out(*prepared)
-            loss = self.loss
-            if not isinstance(loss, nn.Module):
+        student, teacher = self.prepare(student_feature, teacher_feature, first=True)
+        loss = self.loss
+        if not isinstance(loss, nn.Module):
+            try:
                 loss = _build(loss, student.shape, teacher.shape)
+            except (TypeError, ValueError) as error:
+                raise self._named(error, student, teacher) from error
         # Half precision is for activations: heads are trained in float32 at least.
         dtype = torch.promote_types(student.dtype, torch.float32)
         return loss.to(device=student.device, dtype=dtype)
@@ -131,47 +129,67 @@ class Pair:
             TypeError: if a feature is not floating point.
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
-        with self._named():
-            student, teacher = self.prepare(student_feature, teacher_feature)
-            if mask is not None and kind_of(student.shape) == "tokens":
+        student, teacher = self.prepare(student_feature, teacher_feature)
+        try:
+            if mask is not None and student.ndim == 3:
                 value = loss(student, teacher, mask=mask.to(student.device))
             else:
                 value = loss(student, teacher)
-            if not isinstance(value, Tensor) or value.ndim:
-                got = tuple(value.shape) if isinstance(value, Tensor) else value
-                raise ValueError(f"expected the loss to be a scalar; got {got}. Reduce it.")
+        except (TypeError, ValueError) as error:
+            raise self._named(error, student, teacher) from error
+        if not isinstance(value, Tensor) or value.ndim:
+            got = tuple(value.shape) if isinstance(value, Tensor) else value
+            raise ValueError(f"{self}: expected the loss to be a scalar; got {got}. Reduce it.")
         return value
 
-    def prepare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the two features as the loss takes them: transformed, channels in place."""
-        return self._lay_out(*self._transform(student, teacher))
+    def prepare(
+        self, student: Tensor, teacher: Tensor, *, first: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the two features as the loss takes them: transformed, channels in place.
 
-    def _transform(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        if self.student_transform is not None:
-            student = self.student_transform(student)
-        if self.teacher_transform is not None:
-            teacher = self.teacher_transform(teacher)
-        check_floating_point(student, teacher)
-        return student, teacher
-
-    def _lay_out(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        Args:
+            student: as captured.
+            teacher: as captured.
+            first: refuse a shape that looks like NHWC where nothing says so. Not in training,
+                where one of many resolutions may happen to look like that.
+        """
         dims = self._channel_dims
-        return to_layout(student, dims[0]), to_layout(teacher, dims[1]).to(student.device)
+        student = self._prepared("student", student, self.student_transform, dims[0], first)
+        teacher = self._prepared("teacher", teacher, self.teacher_transform, dims[1], first)
+        return student, teacher.to(student.device)
+
+    def _prepared(
+        self, owner: str, feature: Tensor, transform: Transform | None, dim: int | None, first: bool
+    ) -> Tensor:
+        if transform is not None:
+            feature = transform(feature)
+            if not isinstance(feature, Tensor):
+                raise TypeError(
+                    f"{self}, {owner}_transform: expected it to return a tensor; got "
+                    f"{type(feature).__name__}."
+                )
+        shape = feature.shape
+        if first and dim is None and len(shape) == 4 and shape[1] == shape[2] != shape[3]:
+            # A head of width H on an NHWC map would train without an error, and learn nothing.
+            raise ValueError(
+                f"{self}, channel_dim: expected to know where the channels of the {owner}'s "
+                f"{tuple(shape)} are: it looks like (N, H, W, C). Pass channel_dim=-1 for that, or "
+                "channel_dim=1 for (N, C, H, W)."
+            )
+        try:
+            return to_layout(feature, dim)
+        except ValueError as error:
+            advice = f" Use {owner}_transform." if dim is None else ""
+            raise ValueError(f"{self}, {owner} feature: {error}{advice}") from error
 
     @property
     def _channel_dims(self) -> tuple[int | None, int | None]:
         dims = self.channel_dim
         return dims if isinstance(dims, tuple) else (dims, dims)
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Puts the pair's name in front of what the layers below say."""
-        try:
-            yield
-        except ValueError as error:
-            raise ValueError(f"{self}: {error}") from error
-        except TypeError as error:
-            raise TypeError(f"{self}: {error}") from error
+    def _named(self, error: Exception, student: Tensor, teacher: Tensor) -> Exception:
+        """Returns the error with the pair's name before it, and behind it what a pair can do."""
+        return type(error)(f"{self}, {error}{advice(student, teacher)}")
 
 
 def check_weight(weight: float, pair: str) -> float:

@@ -100,10 +100,10 @@ def _value(report: PairDiagnostics, field: str) -> float:
 
 
 def plot_variances(distiller: Distiller) -> Figure:
-    """Draws each pair's trained variances, one bar a channel, in increasing order.
+    """Draws the variances of each pair's q(t|s), one bar per channel, in increasing order.
 
-    The teacher's own variances of the last step lie behind them, if there was one: where a bar
-    reaches as high, nothing of that channel is predicted.
+    They are shares of the teacher's own: where a bar reaches 1, nothing of that channel is
+    predicted.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -117,22 +117,17 @@ def plot_variances(distiller: Distiller) -> Figure:
     for axes, (name, loss) in zip(rows, losses.items(), strict=True):
         _draw_variances(axes, loss)
         axes.set_title(name)
-        axes.set_ylabel("variance\n(feature units²)")
-    rows[-1].set_xlabel("channels, in the order of their trained variance")
+        axes.set_ylabel("variance\n(share of the teacher's)")
+    rows[-1].set_xlabel("channels, in the order of their variance")
     _legend_above(figure)
     return figure
 
 
 def _draw_variances(axes: Axes, loss: VIDLoss) -> None:
-    var, floor = loss.variance().detach().cpu(), loss.variance.floor
-    order = var.argsort()
-    places = range(1, len(var) + 1)
+    var, floor = loss.variance_share().cpu().sort().values, loss.variance.floor
     least = float(var.min())
-    if loss.observation is not None:
-        target = loss.observation.target_var().cpu()[order]
-        axes.bar(places, target.numpy(), width=1.0, color="0.75", label="teacher's feature")
-        least = min([least, *target[target > floor].tolist()])
-    axes.bar(places, var[order].numpy(), width=0.4, color=_BLUE, label="trained, of q(t|s)")
+    axes.axhline(1, color="gray", linestyle=":", label="teacher's feature")
+    axes.bar(range(1, len(var) + 1), var.numpy(), width=0.6, color=_BLUE, label="of q(t|s)")
     axes.set_yscale("log")
     # Down to the floor if something is near it; else it would flatten all differences.
     near = least < 10 * floor

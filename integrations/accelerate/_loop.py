@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vid_loss import DistillationModel, Distiller
-from vid_loss.diagnostics import by_metric
 from vid_loss.guards import holds_all
 from vid_loss.subsets import labelled_cross_entropy
 
@@ -191,8 +190,7 @@ def _train_steps(
 
 
 def _transfer(accelerator: Accelerator, distiller: Distiller | None) -> dict[str, float]:
-    losses = distiller.vid_losses() if distiller is not None else {}
-    found = by_metric({name: loss.observation for name, loss in losses.items()})
+    found = {} if distiller is None else distiller.metrics()
     if not found:
         return {}
     values = torch.tensor(list(found.values()), device=accelerator.device)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vid_loss.diagnostics import by_metric
 from vid_loss.distiller import Distiller
 
 
@@ -50,4 +49,4 @@ class LossMeans:
 
 def transferred(distiller: Distiller) -> dict[str, float]:
     """Returns what each VIDLoss pair transferred in this process's last batch."""
-    return by_metric({name: x.observation for name, x in distiller.vid_losses().items()})
+    return distiller.metrics()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from vid_loss.distiller import Distiller, total
+from vid_loss.distiller import Distiller
 from vid_loss.guards import holds_all
+from vid_loss.terms import total
 
 HEADS = "vid_heads"
 FIELD = "transfer_loss"

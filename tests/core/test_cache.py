@@ -360,7 +360,8 @@ distiller.cache.flush()
 
 
 def test_killed_while_it_writes_it_loses_that_file_alone(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
+    folders = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+    environment = {**os.environ, "PYTHONPATH": folders}
     child = subprocess.run([sys.executable, "-c", CHILD, tmp_path], env=environment, check=False)
     assert child.returncode == -signal.SIGKILL
     student, teacher, distiller = build(FeatureCache(tmp_path))

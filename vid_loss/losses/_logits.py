@@ -1,13 +1,12 @@
-"""What the losses of logits share: the softened divergence, and checks."""
+"""Divergence of softened logits, and checks, of KDLoss and LwFLoss."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .layouts import align, compute_dtype, kind_of
+from .layouts import compute_dtype
 
 
 def softened_divergence(
@@ -15,6 +14,9 @@ def softened_divergence(
 ) -> Tensor:
     """Returns KDLoss's value for logits ``(N, classes)`` or ``(N, L, classes)``, in nats."""
     dtype = compute_dtype(student, teacher)
+    if mask is not None:  # before anything else: 0 times the NaN of a padded position is NaN
+        padded = ~mask.bool().unsqueeze(-1)
+        student, teacher = student.masked_fill(padded, 0), teacher.masked_fill(padded, 0)
     with torch.autocast(student.device.type, enabled=False):
         log_q = F.log_softmax(student.to(dtype) / temperature, dim=-1)
         log_p = F.log_softmax(teacher.to(dtype) / temperature, dim=-1)
@@ -30,26 +32,11 @@ def mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
 
 
-def checked_temperature(temperature: float) -> float:
+def checked_temperature(loss: str, temperature: float) -> float:
     """Returns the temperature, or raises a ValueError."""
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a positive number; got {temperature}.")
+        raise ValueError(f"{loss}, temperature: expected a positive number; got {temperature}.")
     return temperature
-
-
-def check_logits(loss: nn.Module, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
-    """Raises a ValueError if two features are not of the same samples, or are no logits."""
-    align(student, teacher, mask)
-    check_logits_kind(loss, kind_of(teacher.shape), teacher.shape)
-
-
-def check_logits_kind(loss: nn.Module, kind: str, shape: Sequence[int]) -> None:
-    """Raises a ValueError that names the loss, for a map."""
-    if kind == "map":
-        raise ValueError(
-            f"expected logits (N, classes) or (N, L, classes) for {type(loss).__name__}; got a map "
-            f"of shape {tuple(shape)}. Tap the classifier, for example 'fc'."
-        )
 
 
 def refuse_probabilities(owner: str, logits: Tensor) -> None:
@@ -57,6 +44,6 @@ def refuse_probabilities(owner: str, logits: Tensor) -> None:
     rows = logits.detach().float()
     if rows.shape[-1] > 1 and bool((rows > 0).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()):
         raise ValueError(
-            f"expected {owner} logits for KDLoss; got rows that are positive and sum to 1. "
+            f"KDLoss: expected {owner} logits; got rows that are positive and sum to 1. "
             "Tap the layer before the softmax."
         )

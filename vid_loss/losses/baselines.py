@@ -1,4 +1,4 @@
-"""The methods that the paper compares with, each with :class:`~vid_loss.VIDLoss`'s call."""
+"""Losses that the paper compares with, each with :class:`~vid_loss.VIDLoss`'s call."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._base import FeatureLoss, match_dtype
 from ._logits import (
-    check_logits,
-    check_logits_kind,
     checked_temperature,
     mean_of_valid,
     refuse_probabilities,
     softened_divergence,
 )
-from .layouts import align, channels_of, check_channels, check_same_kind, compute_dtype, kind_of
-from .vid import match_dtype
+from .layouts import Kind, channels_of, compute_dtype
 
 
-class KDLoss(nn.Module):
+class KDLoss(FeatureLoss):
     r"""Knowledge distillation (KD) of logits.
 
     Hinton et al. 2015, `Distilling the Knowledge in a Neural Network
@@ -41,11 +39,11 @@ class KDLoss(nn.Module):
         tensor(0.3278)
     """
 
-    default_weight = 1.0
+    kinds: tuple[Kind, ...] = ("vector", "tokens")
 
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
-        self.temperature = checked_temperature(temperature)
+        self.temperature = checked_temperature("KDLoss", temperature)
         self._seen = False
 
     def forward(
@@ -62,12 +60,12 @@ class KDLoss(nn.Module):
             ValueError: if the shapes differ, are no logits' shapes, or if the first batch
                 holds probabilities.
         """
-        check_logits(self, student_feature, teacher_feature, mask)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         if student_feature.shape[-1] != teacher_feature.shape[-1]:
             raise ValueError(
-                f"expected the student's {student_feature.shape[-1]} classes of the teacher; got "
-                f"{teacher_feature.shape[-1]}. Between different label sets use LwFLoss on the "
-                "student's penultimate layer."
+                f"KDLoss: expected the student's {student_feature.shape[-1]} classes of the "
+                f"teacher; got {teacher_feature.shape[-1]}. Between different label sets use "
+                "LwFLoss on the student's penultimate layer."
             )
         if not self._seen and len(student_feature) and not torch.compiler.is_compiling():
             # Once only: looking at values makes the host wait for the device.
@@ -81,7 +79,7 @@ class KDLoss(nn.Module):
         return f"temperature={self.temperature}"
 
 
-class LwFLoss(nn.Module):
+class LwFLoss(FeatureLoss):
     """Learning without Forgetting (LwF): KD between different label sets.
 
     Li & Hoiem 2017, `Learning without Forgetting <https://arxiv.org/abs/1606.09282>`_, as the
@@ -99,7 +97,7 @@ class LwFLoss(nn.Module):
         ValueError: if a shape is a map's or the temperature is not a positive number.
     """
 
-    default_weight = 1.0
+    kinds: tuple[Kind, ...] = ("vector", "tokens")
 
     def __init__(
         self,
@@ -109,10 +107,9 @@ class LwFLoss(nn.Module):
         temperature: float = 2.0,
     ) -> None:
         super().__init__()
-        check_logits_kind(self, check_same_kind(student_shape, teacher_shape), teacher_shape)
-        self.student_channels = channels_of(student_shape)
-        self.output = nn.Linear(self.student_channels, channels_of(teacher_shape))
-        self.temperature = checked_temperature(temperature)
+        self.build_for(student_shape, teacher_shape)
+        self.output = nn.Linear(channels_of(student_shape), channels_of(teacher_shape))
+        self.temperature = checked_temperature("LwFLoss", temperature)
 
     def forward(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
@@ -127,10 +124,8 @@ class LwFLoss(nn.Module):
         Raises:
             ValueError: if a shape is not the one that this loss was built for.
         """
-        check_logits(self, student_feature, teacher_feature, mask)
-        check_channels("student", student_feature, self.student_channels)
-        check_channels("teacher", teacher_feature, self.output.out_features)
-        logits = self.output(match_dtype(student_feature, self.output.weight))
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        logits = self.output(match_dtype(student_feature, self.output))
         return softened_divergence(logits, teacher_feature, self.temperature, mask)
 
     def extra_repr(self) -> str:
@@ -138,7 +133,7 @@ class LwFLoss(nn.Module):
         return f"temperature={self.temperature}"
 
 
-class FitNetLoss(nn.Module):
+class FitNetLoss(FeatureLoss):
     r"""Hints (FitNet): a regressor on a student layer and a squared error.
 
     Romero et al. 2015, `FitNets: Hints for Thin Deep Nets <https://arxiv.org/abs/1412.6550>`_.
@@ -157,14 +152,10 @@ class FitNetLoss(nn.Module):
         ValueError: if the shapes are of different kinds.
     """
 
-    default_weight = 1.0
-
     def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
         super().__init__()
-        kind = check_same_kind(student_shape, teacher_shape)
-        self.student_channels = channels_of(student_shape)
-        self.teacher_channels = channels_of(teacher_shape)
-        channels = self.student_channels, self.teacher_channels
+        kind = self.build_for(student_shape, teacher_shape)
+        channels = channels_of(student_shape), channels_of(teacher_shape)
         self.regressor = (
             nn.Conv2d(*channels, kernel_size=1) if kind == "map" else nn.Linear(*channels)
         )
@@ -183,19 +174,20 @@ class FitNetLoss(nn.Module):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        student_feature, teacher_feature = align(student_feature, teacher_feature, mask)
-        check_channels("student", student_feature, self.student_channels)
-        check_channels("teacher", teacher_feature, self.teacher_channels)
-        hint = self.regressor(match_dtype(student_feature, self.regressor.weight))
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        hint = self.regressor(match_dtype(student_feature, self.regressor))
         dtype = compute_dtype(hint, teacher_feature)
         with torch.autocast(hint.device.type, enabled=False):
+            hint, teacher_feature = hint.to(dtype), teacher_feature.to(dtype)
             if mask is None:
-                return _mean_square(hint.to(dtype), teacher_feature.to(dtype))
-            error = F.mse_loss(hint.to(dtype), teacher_feature.to(dtype), reduction="none")
+                return _mean_square(hint, teacher_feature)
+            padded = ~mask.bool().unsqueeze(-1)  # 0 times the NaN of a padded position is NaN
+            hint, hinted = (x.masked_fill(padded, 0) for x in (hint, teacher_feature))
+            error = F.mse_loss(hint, hinted, reduction="none")
             return mean_of_valid(error.mean(dim=-1), mask)
 
 
-class ATLoss(nn.Module):
+class ATLoss(FeatureLoss):
     r"""Attention transfer (AT), activation-based, p = 2.
 
     Zagoruyko & Komodakis 2017, `Paying More Attention to Attention
@@ -208,9 +200,7 @@ class ATLoss(nn.Module):
     # Fashion-MNIST, validation accuracy of the small pair of examples/tables.py with 10 and with 30
     # images a class: 75.0 and 77.5 % with 10, 80.0 and 80.8 % with 100, 67.5 and 67.5 % with 1000.
     default_weight = 100.0
-
-    def __init__(self) -> None:
-        super().__init__()
+    kinds: tuple[Kind, ...] = ("map",)
 
     def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
         """Returns the mean squared distance of the two normalised attention maps.
@@ -223,13 +213,7 @@ class ATLoss(nn.Module):
             TypeError: if a feature is not floating point.
             ValueError: if a feature is not a map or the batch sizes differ.
         """
-        for owner, feature in (("student", student_feature), ("teacher", teacher_feature)):
-            if kind_of(feature.shape) != "map":
-                raise ValueError(
-                    f"expected a {owner} map (N, C, H, W) for ATLoss; got shape "
-                    f"{tuple(feature.shape)}. Tap a layer that has a resolution."
-                )
-        student_feature, teacher_feature = align(student_feature, teacher_feature)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
         dtype = compute_dtype(student_feature, teacher_feature)
         with torch.autocast(student_feature.device.type, enabled=False):
             student_map = _attention_map(student_feature.to(dtype))

@@ -1,11 +1,11 @@
 """The Gaussian q(t|s) of the paper, equations (3) and (4)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .layouts import channels_of, compute_dtype
 
@@ -53,13 +53,6 @@ def gaussian_nll(
         >>> gaussian_nll(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(2))
         tensor(1.2500)
     """
-    return nll_and_residuals(mean, target, var, mask=mask, reduction=reduction)[0]
-
-
-def nll_and_residuals(
-    mean: Tensor, target: Tensor, var: Tensor, *, mask: Tensor | None, reduction: Reduction
-) -> tuple[Tensor, Tensor]:
-    """Returns :func:`gaussian_nll`, and the sums of squared residuals it is made of, ``(N, C)``."""
     _check_arguments(mean, target, var, mask, reduction)
     dtype = compute_dtype(mean, target)
     with torch.autocast(mean.device.type, enabled=False):
@@ -67,16 +60,41 @@ def nll_and_residuals(
         if mask is not None:
             mask = mask.bool()
             residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
-        squared = _sum_of_squares(residual)
-        var = var.to(dtype)
-        positions = math.prod(residual.shape[1:]) // len(var)
-        count = positions if mask is None else mask.sum(dim=1)
-        nll = 0.5 * (count * var.log().sum() + (squared / var).sum(dim=1))
-        return _reduce(nll, residual, mask, reduction), squared
+        return nll_of_squares(
+            sum_of_squares(residual), var.to(dtype), residual.shape, mask, reduction
+        )
 
 
-def _sum_of_squares(residual: Tensor) -> Tensor:
-    """Sums ``residual ** 2`` over positions, to ``(N, C)``."""
+def nll_of_squares(
+    squared: Tensor, var: Tensor, shape: Sequence[int], mask: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """Returns :func:`gaussian_nll` from each sample's sums of squared residuals.
+
+    Args:
+        squared: ``(N, C)``, summed over the positions that count.
+        var: ``(C,)``.
+        shape: of the feature.
+        mask: ``(N, L)`` for tokens, boolean.
+        reduction: as in :func:`gaussian_nll`.
+    """
+    elements = math.prod(shape)
+    positions = elements // max(squared.numel(), 1)
+    count = positions if mask is None else mask.sum(dim=1)
+    nll = 0.5 * (count * var.log().sum() + (squared / var).sum(dim=1))
+    if reduction == "none":
+        return nll
+    total: Tensor = nll.sum()
+    if reduction == "sum":
+        return total
+    divisor: int | Tensor = len(nll) if reduction == "batchmean" else elements
+    if reduction == "mean" and mask is not None:
+        divisor = mask.sum() * len(var)
+    # A tensor where a mask decides: reading it would make the host wait for the device.
+    return total / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
+
+
+def sum_of_squares(residual: Tensor) -> Tensor:
+    """Returns the sum of ``residual ** 2`` over positions, ``(N, C)``."""
     if residual.ndim == 2:
         return residual.square()
     if residual.ndim == 3:
@@ -110,19 +128,6 @@ class _SumOfSquares(torch.autograd.Function):
         return residual * (2 * gradient).unsqueeze(ctx.dim), None
 
 
-def _reduce(nll: Tensor, residual: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return nll
-    total: Tensor = nll.sum()
-    if reduction == "sum":
-        return total
-    divisor: int | Tensor = len(nll) if reduction == "batchmean" else residual.numel()
-    if reduction == "mean" and mask is not None:
-        divisor = mask.sum() * residual.shape[-1]
-    # A tensor where a mask decides: reading it would make the host wait for the device.
-    return total / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
-
-
 def _check_arguments(
     mean: Tensor, target: Tensor, var: Tensor, mask: Tensor | None, reduction: str
 ) -> None:
@@ -138,7 +143,7 @@ def _check_arguments(
     channels = channels_of(mean.shape)
     if var.shape != (channels,):
         raise ValueError(
-            f"gaussian_nll, var: expected one variance a channel, shape ({channels},); got "
+            f"gaussian_nll, var: expected one variance per channel, shape ({channels},); got "
             f"{tuple(var.shape)} for features of shape {tuple(mean.shape)}."
         )
     if mask is not None and (mean.ndim != 3 or mask.shape != mean.shape[:2]):
@@ -146,45 +151,3 @@ def _check_arguments(
             "gaussian_nll, mask: expected tokens (N, L, C) and a mask (N, L); got "
             f"{tuple(mean.shape)} and {tuple(mask.shape)}."
         )
-
-
-class ChannelVariance(nn.Module):
-    """One trained variance a channel, ``softplus(raw_var) + floor``.
-
-    The floor bounds what a channel that the teacher never uses can do to the gradient.
-
-    Args:
-        channels: number of channels C of the teacher's feature.
-        init_var: the variance to start from, above ``floor``.
-        floor: the least variance, above 0.
-
-    Raises:
-        ValueError: if ``init_var`` or ``floor`` is out of range.
-
-    Example:
-        >>> ChannelVariance(2, init_var=5.0)()
-        tensor([5.0000, 5.0000], grad_fn=<AddBackward0>)
-    """
-
-    def __init__(self, channels: int, *, init_var: float = 5.0, floor: float = 1e-5) -> None:
-        super().__init__()
-        if not 0 < floor < math.inf:
-            raise ValueError(f"var_floor: expected a positive number; got {floor}.")
-        if not floor < init_var < math.inf:
-            raise ValueError(
-                f"init_var: expected a number above the floor {floor}; got {init_var}."
-            )
-        start = init_var - floor
-        # The inverse of softplus, in the form that overflows for no start.
-        raw = start + math.log(-math.expm1(-start))
-        self.raw_var = nn.Parameter(torch.full((channels,), raw))
-        self.floor = floor
-
-    def forward(self) -> Tensor:
-        """Returns the variances, ``(C,)``, in float32 or wider."""
-        raw_var = self.raw_var.to(compute_dtype(self.raw_var))
-        return F.softplus(raw_var) + self.floor
-
-    def extra_repr(self) -> str:
-        """Shows the width and the floor in ``print(model)``."""
-        return f"{self.raw_var.numel()}, floor={self.floor}"

@@ -41,14 +41,16 @@ def mean_head(
     student_channels, teacher_channels = channels_of(student_shape), channels_of(teacher_shape)
     kind = kind_of(student_shape)
     if norm is not None and norm not in get_args(Norm):
-        raise ValueError(f"norm: expected one of {get_args(Norm)} or None; got {norm!r}.")
+        raise ValueError(f"VIDLoss, norm: expected one of {get_args(Norm)} or None; got {norm!r}.")
     if hidden_channels is not None and hidden_channels < 1:
-        raise ValueError(f"hidden_channels: expected a positive width; got {hidden_channels}.")
+        raise ValueError(
+            f"VIDLoss, hidden_channels: expected a positive width; got {hidden_channels}."
+        )
     if kind == "vector":
         if hidden_channels is not None or norm is not None:
             raise ValueError(
-                "hidden_channels and norm: expected None for vectors, whose head is one linear "
-                f"layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
+                "VIDLoss, hidden_channels and norm: expected None for vectors, whose head is one "
+                f"linear layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
             )
         return nn.Linear(student_channels, teacher_channels)
     hidden_channels = hidden_channels or teacher_channels
@@ -85,7 +87,7 @@ class PointwiseConv2d(nn.Conv2d):
     Args:
         in_channels: channels of the map.
         out_channels: channels of what comes out.
-        bias: whether one number a channel is added.
+        bias: whether one number per channel is added.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
@@ -129,7 +131,9 @@ class TokenHead(nn.Module):
     ) -> None:
         super().__init__()
         if norm == "group":
-            raise ValueError("norm: expected 'layer', 'batch' or 'none' for tokens; got 'group'.")
+            raise ValueError(
+                "VIDLoss, norm: expected 'layer', 'batch' or 'none' for tokens; got 'group'."
+            )
         self.expand = nn.Linear(student_channels, hidden_channels, bias=norm == "none")
         self.norm: nn.Module
         if norm == "layer":

@@ -1,48 +1,64 @@
 """The VID loss of one pair of layers."""
 
+import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .gaussian import ChannelVariance, Reduction, nll_and_residuals
+from ._base import FeatureLoss, match_dtype
+from ._scale import TeacherScale, sum_over_processes, to_float32
+from ._variance import RunningVariance, TrainedVariance
+from .gaussian import Reduction, nll_of_squares, sum_of_squares
 from .heads import Norm, TokenHead, mean_head
-from .layouts import align, channels_of, check_channels, check_same_kind, kind_of
-from .stats import Observation, observe
+from .layouts import channels_of, kind_of, per_channel
+from .stats import PairStats
+
+Variance = Literal["running", "trained"]
 
 
-class VIDLoss(nn.Module):
+class VIDLoss(FeatureLoss):
     r"""Variational Information Distillation for one pair: :math:`-\log q(t|s)`.
 
     One term of equation (2) of `Variational Information Distillation for Knowledge Transfer
     <https://arxiv.org/abs/1904.05835>`_: a Gaussian whose mean is a small network of the
-    student's feature and whose variance is one trained number a channel. Minimising it raises a
-    lower bound on the mutual information of the two features.
+    student's feature, with one variance per channel. Minimizing it raises a lower bound on the
+    mutual information of the two features.
 
-    Its parameters must be trained together with the student's.
+    It works in the teacher's own units: each channel :math:`t_c` is standardized by a running
+    mean and variance of its own, so that whatever multiplies or shifts the teacher's channels
+    changes nothing, and one lambda means the same for every teacher. In nats that leaves out the
+    constant :math:`\log` of the channels' standard deviations; the value is 1/2 for a head that
+    knows nothing.
+
+    The head's parameters must be trained together with the student's. The variance is the mean
+    squared residual itself: the inner maximization of the bound over it done exactly.
 
     Args:
         student_shape: shape of the student's feature, the batch first: ``(N, C)``,
             ``(N, L, C)`` or ``(N, C, H, W)``. Only the layout and C matter.
         teacher_shape: shape of the teacher's feature, in the same layout.
         head: a mean network of your own, from the student's feature to the teacher's number of
-            channels, instead of
-            :func:`~vid_loss.losses.heads.mean_head`. Called with the feature alone.
+            channels, instead of :func:`~vid_loss.losses.heads.mean_head`; of the standardized
+            feature. Called with the feature alone.
         hidden_channels: width of the built-in head; the teacher's channels if None.
         norm: norm of the built-in head: ``'batch'``, ``'layer'``, ``'group'``, ``'none'``.
             None is batch norm for maps and layer norm for tokens.
-        init_var: the variance to start from.
+        variance: ``'running'``, a running mean of the squared residuals; ``'trained'``, the
+            paper's parameter, which moves at the optimizer's learning rate.
+        momentum: what the newest batch counts for in the running mean.
+        init_var: what a trained variance starts from.
         var_floor: the least variance.
-        reduction: see :func:`~vid_loss.losses.gaussian.gaussian_nll`.
+        standardize: False takes the teacher's channels as they are, as the paper does. The paper's
+            loss is ``VIDLoss(..., variance="trained", standardize=False, init_var=5.0)``.
+        reduction: see :func:`~vid_loss.gaussian_nll`.
 
     Attributes:
-        observes: whether a forward leaves what :mod:`~vid_loss.losses.stats` needs; set it by
-            ``Distiller(..., diagnose=)``.
-        observation: what the last one left.
+        stats: what the last training step left for the diagnostics; None before.
 
     Raises:
-        ValueError: if the shapes are of different kinds or an option is out of range.
+        ValueError: if the shapes are of different layouts or an option is out of range.
 
     Example:
         >>> loss = VIDLoss((8, 16, 4, 4), (8, 32, 4, 4))
@@ -51,9 +67,6 @@ class VIDLoss(nn.Module):
         torch.Size([])
     """
 
-    # Measured in tests of lambda on Fashion-MNIST with 10 images a class (WRN-16-2 -> WRN-10-1,
-    # reduction 'mean'): 0.1, 1, 10, 100 gave 68.1, 72.2, 82.4, 82.1 %. A variance started at 1
-    # instead of 5 made no difference beyond the seeds' spread (83.0 and 82.7 %).
     default_weight = 10.0
 
     def __init__(
@@ -64,36 +77,55 @@ class VIDLoss(nn.Module):
         head: nn.Module | None = None,
         hidden_channels: int | None = None,
         norm: Norm | None = None,
-        init_var: float = 5.0,
-        var_floor: float = 1e-5,
+        variance: Variance = "running",
+        momentum: float = 0.05,
+        init_var: float = 1.0,
+        var_floor: float = 1e-4,
+        standardize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        if reduction not in get_args(Reduction):
-            raise ValueError(
-                f"reduction: expected one of {get_args(Reduction)}; got {reduction!r}."
-            )
-        check_same_kind(student_shape, teacher_shape)
-        self.student_channels = channels_of(student_shape)
-        self.teacher_channels = channels_of(teacher_shape)
+        self._check_options(variance, var_floor, reduction)
+        self.build_for(student_shape, teacher_shape)
         if head is not None and (hidden_channels is not None or norm is not None):
             raise ValueError(
-                "hidden_channels and norm: expected None beside a head of your own; got "
+                "VIDLoss, hidden_channels and norm: expected None beside a head of your own; got "
                 f"{hidden_channels} and {norm!r}."
             )
         self.head = head or mean_head(
             student_shape, teacher_shape, hidden_channels=hidden_channels, norm=norm
         )
-        self.variance = ChannelVariance(self.teacher_channels, init_var=init_var, floor=var_floor)
+        channels = channels_of(teacher_shape)
+        self.scale = TeacherScale(channels)
+        self.variance: RunningVariance | TrainedVariance = (
+            RunningVariance(channels, momentum=momentum, floor=var_floor)
+            if variance == "running"
+            else TrainedVariance(channels, init_var=init_var, floor=var_floor)
+        )
+        self.standardize = standardize
         self.reduction: Reduction = reduction
-        # Plain attributes and no buffers: nothing to save, shard or broadcast.
-        self.observes = False
-        self.observation: Observation | None = None
+        self.stats: PairStats | None = None
+
+    @staticmethod
+    def _check_options(variance: str, var_floor: float, reduction: str) -> None:
+        if variance not in get_args(Variance):
+            raise ValueError(
+                f"VIDLoss, variance: expected one of {get_args(Variance)}; got {variance!r}."
+            )
+        if not 0 < var_floor < math.inf:
+            raise ValueError(f"VIDLoss, var_floor: expected a positive number; got {var_floor}.")
+        if reduction not in get_args(Reduction):
+            raise ValueError(
+                f"VIDLoss, reduction: expected one of {get_args(Reduction)}; got {reduction!r}."
+            )
 
     def forward(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Returns ``-log q(t|s)`` in nats, without its constant.
+        """Returns ``-log q(t|s)`` in nats, without its constants.
+
+        In train mode the running estimates take the batch in first. With ``torch.distributed``
+        they are those of the joined batch: every process must make this call.
 
         Args:
             student_feature: ``(N, C_s)``, ``(N, L, C_s)`` or ``(N, C_s, H, W)``.
@@ -104,20 +136,25 @@ class VIDLoss(nn.Module):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        student_feature, teacher_feature = align(student_feature, teacher_feature, mask)
-        check_channels("student", student_feature, self.student_channels)
-        check_channels("teacher", teacher_feature, self.teacher_channels)
-        mean, var = self._mean(student_feature, mask), self.variance()
-        nll, residuals = nll_and_residuals(
-            mean, teacher_feature, var, mask=mask, reduction=self.reduction
-        )
-        if self.observes:
-            self.observation = observe(residuals, teacher_feature, var, mask, self.variance.floor)
-        return nll
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        mask = None if mask is None else mask.bool()
+        mean = self._mean(student_feature, mask)
+        with torch.autocast(mean.device.type, enabled=False):
+            target = to_float32(teacher_feature)
+            count, share = self.scale.update(target, mask) if self.training else (None, None)
+            residual = self._residual(mean.to(target.dtype), target)
+            if mask is not None:
+                residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
+            squared = sum_of_squares(residual)
+            if count is not None and share is not None:
+                positions = math.prod(target.shape) / max(squared.numel(), 1)
+                each = positions if mask is None else mask.sum() / max(len(mask), 1)
+                self._observe(squared.detach().sum(0), count, share, each)
+            return nll_of_squares(squared, self._var(), target.shape, mask, self.reduction)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-        """Returns ``log q(t|s)`` at each position, averaged over channels, without its constant.
+        """Returns ``log q(t|s)`` at each position, averaged over channels, without its constants.
 
         Args:
             student_feature: as in :meth:`forward`.
@@ -127,28 +164,53 @@ class VIDLoss(nn.Module):
             ``(N,)``, ``(N, L)`` or ``(N, H, W)``, in nats per element. In eval mode, the mean of
             all is the negative of :meth:`forward` with reduction ``'mean'``.
         """
-        student_feature, teacher_feature = align(student_feature, teacher_feature)
-        residual = self._mean(student_feature, None).float() - teacher_feature.float()
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
+        target = to_float32(teacher_feature)
+        residual = self._residual(self._mean(student_feature, None).to(target.dtype), target)
         channel = 1 if kind_of(residual.shape) == "map" else -1
-        var = self.variance().float()
+        var = self._var()
         nll = residual.movedim(channel, -1).square() / var + var.log()
         mean: Tensor = -0.5 * nll.mean(dim=-1)
         return mean
 
     def _mean(self, student_feature: Tensor, mask: Tensor | None) -> Tensor:
-        student_feature = match_dtype(student_feature, self.variance.raw_var)
+        student_feature = match_dtype(student_feature, self.head)
         if isinstance(self.head, TokenHead):
             mean: Tensor = self.head(student_feature, mask)
         else:
             mean = self.head(student_feature)
         return mean
 
+    def _residual(self, mean: Tensor, target: Tensor) -> Tensor:
+        """Returns the prediction less the feature, in the teacher's units."""
+        if not self.standardize:
+            return mean - target
+        ndim = target.ndim
+        away = per_channel(self.scale.mean, ndim) - target
+        return torch.addcmul(mean, away, per_channel(1 / self.scale.standard_deviation(), ndim))
 
-def match_dtype(feature: Tensor, parameter: Tensor) -> Tensor:
-    """Casts a feature to a head's dtype, unless autocast is there to choose.
+    def _var(self) -> Tensor:
+        """Returns q's variances: 1 where there is nothing to predict, and nothing to learn."""
+        var = self.variance()
+        return torch.where(self.scale.alive(), var, 1) if self.standardize else var
 
-    An engine may run the student in bfloat16 and this loss outside its autocast.
-    """
-    if torch.is_autocast_enabled(feature.device.type):
-        return feature
-    return feature.to(parameter.dtype)
+    def variance_share(self) -> Tensor:
+        """Returns q's variances as shares of the teacher's, ``(C,)``, detached."""
+        var = self._var().detach()
+        return var if self.standardize else var / self.scale.var.clamp(min=self.variance.floor)
+
+    def _observe(
+        self, squared: Tensor, count: Tensor, share: Tensor, positions: float | Tensor
+    ) -> None:
+        """Takes the sums of squared residuals into the variance, and leaves the step's stats."""
+        mean_square = sum_over_processes(squared) / count.clamp(min=1)
+        if isinstance(self.variance, RunningVariance):
+            self.variance.update(mean_square, share)
+        unit = 1 if self.standardize else self.scale.var.clamp(min=self.variance.floor)
+        self.stats = PairStats(
+            mean_square / unit,
+            self.variance_share(),
+            self.scale.alive(),
+            positions,
+            self.variance.floor,
+        )

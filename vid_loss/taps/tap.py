@@ -147,6 +147,10 @@ class FeatureTap:
                 return f"The next in-place layer is {name!r}: tap that, or set inplace=False."
         return "Tap the layer that changes it, or make that operation not in place."
 
+    def clear(self) -> None:
+        """Forgets what was recorded."""
+        self.recorder.clear()
+
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
         self._finalizer()

@@ -1,0 +1,39 @@
+"""Remedies for two features that do not fit, in the words of a pair."""
+
+from torch import Tensor
+
+from .losses.layouts import Kind, kind_of
+
+_ADVICE: dict[tuple[Kind, Kind], str] = {
+    ("map", "vector"): "Tap the student where it is a vector ('fc:input', a pooling layer) "
+    "or pool it: student_transform=lambda x: x.mean((2, 3)).",
+    ("map", "tokens"): "Turn the map into tokens: student_transform=lambda x: x.flatten(2).mT.",
+    ("tokens", "map"): "Turn the tokens into a grid: "
+    "student_transform=lambda x: x.mT.unflatten(2, (height, width)).",
+    ("tokens", "vector"): "Pick or pool the tokens: student_transform=lambda x: x[:, 0].",
+    ("vector", "map"): "Tap a student layer that has a resolution, or pool the teacher: "
+    "teacher_transform=lambda x: x.mean((2, 3)).",
+    ("vector", "tokens"): "Tap a student layer that keeps its tokens, or pick one of the "
+    "teacher's: teacher_transform=lambda x: x[:, 0].",
+}
+
+
+def advice(student: Tensor, teacher: Tensor) -> str:
+    """Says what a pair can do about two features that do not fit; empty if they do."""
+    kinds = kind_of(student.shape), kind_of(teacher.shape)
+    if kinds[0] != kinds[1]:
+        return f" {_ADVICE[kinds]}"
+    if len(student) != len(teacher):
+        return (
+            " Give the distiller the batch that the student has just seen; if the batch is not the "
+            "first dimension of a feature, move it there: "
+            "student_transform=lambda x: x.transpose(0, 1)."
+        )
+    if kinds[0] == "tokens" and student.shape[1] != teacher.shape[1]:
+        return (
+            " Drop a class token or resample: teacher_transform=lambda x: x[:, 1:]. If these are "
+            "signals (N, C, L): channel_dim=1."
+        )
+    if student.ndim != teacher.ndim:
+        return " Pool the depth: student_transform=lambda x: x.mean(2)."
+    return ""

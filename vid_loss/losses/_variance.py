@@ -1,0 +1,102 @@
+"""The variance of q(t|s), one number per channel: fitted in closed form, or trained."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._scale import Float32Buffers
+from .layouts import compute_dtype
+
+
+class RunningVariance(Float32Buffers):
+    r"""Mean squared residual of each channel: the variance that maximizes the likelihood.
+
+    The inner maximization of the paper's bound over q's variance, done exactly instead of by
+    gradient: :math:`\\partial / \\partial \\sigma_c^2` of equation (4) is 0 where
+    :math:`\\sigma_c^2` is the mean of :math:`(t_c - \\mu_c)^2`. Running, because a batch alone is
+    noisy. It needs no start value, no learning rate and no optimizer's state; the first batches
+    count equally.
+
+    Args:
+        channels: number of channels C.
+        momentum: share of the newest batch, above 0 and at most 1.
+        floor: the least variance, above 0.
+
+    Attributes:
+        var: the estimate, ``(C,)``.
+    """
+
+    var: Tensor
+
+    def __init__(self, channels: int, *, momentum: float, floor: float) -> None:
+        super().__init__()
+        if not 0 < momentum <= 1:
+            raise ValueError(
+                f"VIDLoss, momentum: expected a number above 0, at most 1; got {momentum}."
+            )
+        self.momentum = momentum
+        self.floor = floor
+        self.register_buffer("var", torch.ones(channels))
+
+    @torch.no_grad()
+    def update(self, mean_square: Tensor, share: Tensor) -> None:
+        """Takes a batch into the estimate.
+
+        Args:
+            mean_square: the batch's mean squared residuals, ``(C,)``.
+            share: which part of all positions so far the batch is; 0 leaves the estimate.
+        """
+        weight = torch.where(share > 0, share.clamp(min=self.momentum), 0)
+        difference = mean_square - self.var
+        difference = torch.where(torch.isfinite(difference), difference, 0)
+        self.var.add_(weight * difference)
+
+    def forward(self) -> Tensor:
+        """Returns the variances, ``(C,)``, in float32 or wider: a copy, which no update changes."""
+        return self.var.clamp(min=self.floor)
+
+    def extra_repr(self) -> str:
+        """Shows the settings in ``print(model)``."""
+        return f"{len(self.var)}, momentum={self.momentum}, floor={self.floor}"
+
+
+class TrainedVariance(nn.Module):
+    """The paper's: one trained number per channel, ``softplus(raw_var) + floor``.
+
+    The floor bounds what a channel that the teacher never uses can do to the gradient.
+
+    Args:
+        channels: number of channels C of the teacher's feature.
+        init_var: the variance to start from, above ``floor``.
+        floor: the least variance, above 0.
+
+    Raises:
+        ValueError: if ``init_var`` is out of range.
+
+    Example:
+        >>> TrainedVariance(2, init_var=5.0, floor=1e-5)()
+        tensor([5.0000, 5.0000], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, channels: int, *, init_var: float, floor: float) -> None:
+        super().__init__()
+        if not floor < init_var < math.inf:
+            raise ValueError(
+                f"VIDLoss, init_var: expected a number above the floor {floor}; got {init_var}."
+            )
+        start = init_var - floor
+        # The inverse of softplus, in the form that overflows for no start.
+        raw = start + math.log(-math.expm1(-start))
+        self.raw_var = nn.Parameter(torch.full((channels,), raw))
+        self.floor = floor
+
+    def forward(self) -> Tensor:
+        """Returns the variances, ``(C,)``, in float32 or wider."""
+        raw_var = self.raw_var.to(compute_dtype(self.raw_var))
+        return F.softplus(raw_var) + self.floor
+
+    def extra_repr(self) -> str:
+        """Shows the width and the floor in ``print(model)``."""
+        return f"{self.raw_var.numel()}, floor={self.floor}"

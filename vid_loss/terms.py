@@ -1,0 +1,163 @@
+"""The losses and lambdas of the pairs: equation (2) of the paper without its models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .guards import undisturbed
+from .losses import VIDLoss
+from .losses.stats import PairDiagnostics, by_metric
+from .pairs import Pair, check_weight, module_key
+
+# With Adam: chosen on validation data, by examples/paper/q_fit.py.
+HEAD_LEARNING_RATE = 2e-3
+
+
+class PairTerms(nn.Module):
+    """A loss and a weight for each pair; what they came to in the last step.
+
+    Args:
+        pairs: by name.
+        student_features: of an example, by layer, to size the heads with.
+        teacher_features: the same of the teacher.
+        mask: ``(N, L)`` of the example's tokens, or None.
+
+    Attributes:
+        pairs: as given.
+        weights: lambda of each pair by name; see :meth:`set_weight`.
+        losses: the loss module of each pair.
+        terms: the last value of each pair's loss by name: unweighted, detached, on the device. A
+            pair of weight 0 is not computed.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, Pair],
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.pairs = dict(pairs)
+        self.weights: dict[str, float] = {}
+        self.losses = nn.ModuleDict()
+        for name, pair in self.pairs.items():
+            loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
+            default = getattr(loss, "default_weight", 1.0)
+            self.weights[name] = default if pair.weight is None else pair.weight
+            self.losses[module_key(name)] = loss
+        # The whole sum once, so that what does not fit is heard of here and not in the first step.
+        with undisturbed(self.losses):
+            for name in self.pairs:
+                self._term(name, student_features, teacher_features, mask)
+        self.terms: dict[str, Tensor] = {}
+
+    def weighted(
+        self,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Returns each pair's loss times its weight; those of weight 0 are left out."""
+        terms = {
+            name: self._term(name, student_features, teacher_features, mask)
+            for name, weight in self.weights.items()
+            if weight
+        }
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def _term(
+        self,
+        name: str,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        pair = self.pairs[name]
+        return pair.term(
+            self.losses[module_key(name)],
+            student_features[pair.student],
+            teacher_features[pair.teacher],
+            mask,
+        )
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Changes a pair's weight, also in the middle of training. It is not in the state dict.
+
+        Raises:
+            KeyError: if no pair has that name.
+            ValueError: if the weight is negative or not finite.
+        """
+        if name not in self.pairs:
+            raise KeyError(f"Distiller: expected one of {list(self.pairs)}; got {name!r}.")
+        self.weights[name] = check_weight(weight, str(self.pairs[name]))
+
+    def vid_losses(self) -> dict[str, VIDLoss]:
+        """Returns the losses that have a q(t|s) to look into, by pair."""
+        losses = {name: self.losses[module_key(name)] for name in self.pairs}
+        return {name: loss for name, loss in losses.items() if isinstance(loss, VIDLoss)}
+
+    def diagnostics(self) -> dict[str, PairDiagnostics]:
+        """Returns what each VIDLoss pair transferred in its last training step.
+
+        The batch is that of all processes together. The host waits for the device here, and in no
+        step.
+
+        Raises:
+            RuntimeError: if there was no step yet.
+        """
+        stats = {name: loss.stats for name, loss in self.vid_losses().items()}
+        found = {name: PairDiagnostics.of(x) for name, x in stats.items() if x is not None}
+        if stats and not found:
+            raise RuntimeError(
+                "Distiller, diagnostics: expected a training step before; got none. Call it after "
+                "the loss of a batch."
+            )
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the diagnostics for a logger, as ``"explained_variance/<pair>"`` and so on.
+
+        Empty if there is no VIDLoss or was no step yet.
+        """
+        seen = any(loss.stats is not None for loss in self.vid_losses().values())
+        return by_metric(self.diagnostics()) if seen else {}
+
+    def parameter_groups(
+        self, *, lr: float | None = HEAD_LEARNING_RATE, weight_decay: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Returns the heads' parameters in groups for an optimizer, with a rate of their own.
+
+        A student that is fine-tuned at 5e-5 keeps what it knows; a head starts at random, and at
+        that rate would not be fitted in thousands of steps::
+
+            for group in distiller.parameter_groups():
+                optimizer.add_param_group(group)
+
+        Args:
+            lr: their learning rate; the default is for Adam and its relatives. None leaves it to
+                the optimizer, which suits SGD at the rates of training from scratch.
+            weight_decay: the decay of weight matrices; norms, biases and variances have none.
+
+        Returns:
+            One group, or two if there is a decay.
+        """
+        rate = {} if lr is None else {"lr": lr}
+        parameters = list(self.parameters())
+        if not weight_decay:
+            return [{"params": parameters, "weight_decay": 0.0, **rate}] if parameters else []
+        decayed = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        groups = ((decayed, weight_decay), (others, 0.0))
+        return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Sums the terms of the pairs, which may be on several devices."""
+    first, *more = terms.values()
+    for term in more:
+        # A model that is split over devices has its layers, and so its heads, on several.
+        first = first + term.to(first.device)
+    return first
