@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import FeatureCache
-from .guards import HeadCheck, refuse_data_parallel, undisturbed
+from .guards import HeadCheck, refuse_data_parallel, several_processes, undisturbed
 from .pairs import Pair, pairs_by_name
 from .taps import FeatureTap, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
@@ -134,7 +134,7 @@ class Distiller(PairTerms):
             TypeError: if a feature is not one floating-point tensor.
             ValueError: if shapes do not fit; the message names the pair.
         """
-        if not any(self.weights.values()):
+        if not any(self.weights.values()) and not several_processes():
             self._tap.clear()
             return torch.zeros((), device=next(self.student.parameters()).device)
         self._head_check(self.student, self.losses)

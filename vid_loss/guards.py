@@ -29,6 +29,12 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+def several_processes() -> bool:
+    """Whether this process trains together with others."""
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 @contextmanager
 def hook_guards() -> Iterator[None]:
     """Has dynamo look at the hooks of a layer before it runs what it compiled for another one.

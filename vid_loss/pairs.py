@@ -168,6 +168,11 @@ class Pair:
                     f"{self}, {owner}_transform: expected it to return a tensor; got "
                     f"{type(feature).__name__}."
                 )
+        if first and not feature.is_floating_point():
+            raise TypeError(
+                f"{self}: expected a floating-point {owner} feature; got {feature.dtype}. "
+                "Tap a layer after the embedding or the quantization."
+            )
         shape = feature.shape
         if first and dim is None and len(shape) == 4 and shape[1] == shape[2] != shape[3]:
             # A head of width H on an NHWC map would train without an error, and learn nothing.
@@ -189,7 +194,8 @@ class Pair:
 
     def _named(self, error: Exception, student: Tensor, teacher: Tensor) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do."""
-        return type(error)(f"{self}, {error}{advice(student, teacher)}")
+        separator = ": " if str(error).startswith("expected") else ", "
+        return type(error)(f"{self}{separator}{error}{advice(student, teacher)}")
 
 
 def check_weight(weight: float, pair: str) -> float:

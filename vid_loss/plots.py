@@ -124,7 +124,9 @@ def plot_variances(distiller: Distiller) -> Figure:
 
 
 def _draw_variances(axes: Axes, loss: VIDLoss) -> None:
-    var, floor = loss.variance_share().cpu().sort().values, loss.variance.floor
+    stats = loss.stats()
+    var = (loss.variance().detach() if stats is None else stats.var).cpu().sort().values
+    floor = loss.running_var.floor
     least = float(var.min())
     axes.axhline(1, color="gray", linestyle=":", label="teacher's feature")
     axes.bar(range(1, len(var) + 1), var.numpy(), width=0.6, color=_BLUE, label="of q(t|s)")

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .guards import undisturbed
+from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
 from .pairs import Pair, check_weight, module_key
@@ -27,8 +27,7 @@ class PairTerms(nn.Module):
         pairs: as given.
         weights: lambda of each pair by name; see :meth:`set_weight`.
         losses: the loss module of each pair.
-        terms: the last value of each pair's loss by name: unweighted, detached, on the device. A
-            pair of weight 0 is not computed.
+        terms: the last value of each pair's loss by name: unweighted, detached, on the device.
     """
 
     def __init__(
@@ -59,11 +58,16 @@ class PairTerms(nn.Module):
         teacher_features: Mapping[str, Tensor],
         mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Returns each pair's loss times its weight; those of weight 0 are left out."""
+        """Returns each pair's loss times its weight.
+
+        In one process, those of weight 0 are left out. Several reduce the gradients of all heads
+        together, and would wait for those that have none.
+        """
+        all_of_them = several_processes()
         terms = {
             name: self._term(name, student_features, teacher_features, mask)
             for name, weight in self.weights.items()
-            if weight
+            if weight or all_of_them
         }
         self.terms = {name: term.detach() for name, term in terms.items()}
         return {name: self.weights[name] * term for name, term in terms.items()}
@@ -100,15 +104,15 @@ class PairTerms(nn.Module):
         return {name: loss for name, loss in losses.items() if isinstance(loss, VIDLoss)}
 
     def diagnostics(self) -> dict[str, PairDiagnostics]:
-        """Returns what each VIDLoss pair transferred in its last training step.
+        """Returns what each VIDLoss pair transfers, by running means over the last batches.
 
-        The batch is that of all processes together. The host waits for the device here, and in no
+        They are those of all processes together. The host waits for the device here, and in no
         step.
 
         Raises:
             RuntimeError: if there was no step yet.
         """
-        stats = {name: loss.stats for name, loss in self.vid_losses().items()}
+        stats = {name: loss.stats() for name, loss in self.vid_losses().items()}
         found = {name: PairDiagnostics.of(x) for name, x in stats.items() if x is not None}
         if stats and not found:
             raise RuntimeError(
@@ -122,7 +126,7 @@ class PairTerms(nn.Module):
 
         Empty if there is no VIDLoss or was no step yet.
         """
-        seen = any(loss.stats is not None for loss in self.vid_losses().values())
+        seen = any(loss.stats() is not None for loss in self.vid_losses().values())
         return by_metric(self.diagnostics()) if seen else {}
 
     def parameter_groups(

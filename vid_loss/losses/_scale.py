@@ -1,8 +1,9 @@
 """The teacher's own units: mean and variance of each of its channels, estimated from batches."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from vid_loss.guards import several_processes
 
 from .layouts import compute_dtype, kind_of, per_channel
 
@@ -131,15 +132,10 @@ def moments(
     return weight[0].to(count), mean.to(center), var.to(center)
 
 
-def several_processes() -> bool:
-    """Whether this process trains together with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def sum_over_processes(values: Tensor) -> Tensor:
     """Sums a tensor over all processes; every one of them must call this."""
     if several_processes():
-        dist.all_reduce(values)
+        torch.distributed.all_reduce(values)
     return values
 
 

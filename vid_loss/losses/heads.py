@@ -52,7 +52,7 @@ def mean_head(
                 "VIDLoss, hidden_channels and norm: expected None for vectors, whose head is one "
                 f"linear layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
             )
-        return nn.Linear(student_channels, teacher_channels)
+        return _small(nn.Linear(student_channels, teacher_channels))
     hidden_channels = hidden_channels or teacher_channels
     if kind == "tokens":
         return TokenHead(student_channels, hidden_channels, teacher_channels, norm or "layer")
@@ -72,8 +72,17 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequent
         PointwiseConv2d(student, hidden, bias=norm == "none"),
         *norms[norm],
         nn.ReLU(inplace=True),
-        PointwiseConv2d(hidden, teacher),
+        _small(PointwiseConv2d(hidden, teacher)),
     )
+
+
+def _small(last: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """Starts near the mean that a standardized feature has: a random guess is worse than none."""
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        if last.bias is not None:
+            last.bias.zero_()
+    return last
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -141,7 +150,7 @@ class TokenHead(nn.Module):
         else:
             self.norm = nn.BatchNorm1d(hidden_channels) if norm == "batch" else nn.Identity()
         self.activation = nn.ReLU(inplace=True)
-        self.project = nn.Linear(hidden_channels, teacher_channels)
+        self.project = _small(nn.Linear(hidden_channels, teacher_channels))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps ``(N, L, C_s)`` to ``(N, L, C_t)``; what it says of masked tokens means nothing."""

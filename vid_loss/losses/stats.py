@@ -12,9 +12,9 @@ METRICS = ("explained_variance", "nats_per_element", "channels_on_floor")  # to 
 
 
 class PairStats(NamedTuple):
-    """What a step leaves of a pair, on the device until somebody asks; all processes' together."""
+    """What the last steps leave of a pair, on the device until somebody asks."""
 
-    mean_square: Tensor  # (C,), of the residual, as a share of the teacher's variance
+    mean_square: Tensor  # (C,), of the residuals, as a share of the teacher's variance
     var: Tensor  # (C,), of q, in the same unit
     alive: Tensor  # (C,), which of the teacher's channels change
     positions: float | Tensor  # per sample
@@ -23,7 +23,7 @@ class PairStats(NamedTuple):
 
 @dataclass(frozen=True)
 class PairDiagnostics:
-    r"""How much of the teacher's feature a pair's head predicts, in one batch.
+    r"""How much of the teacher's feature a pair's head predicts, over the last batches.
 
     The nats are the Gaussian estimate of the information :math:`I(t; s)` that the head has found,
     :math:`\frac{1}{2} \log(\mathrm{var}(t_c) / \sigma_c^2)` averaged over channels, which takes the

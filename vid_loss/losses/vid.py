@@ -54,9 +54,6 @@ class VIDLoss(FeatureLoss):
             loss is ``VIDLoss(..., variance="trained", standardize=False, init_var=5.0)``.
         reduction: see :func:`~vid_loss.gaussian_nll`.
 
-    Attributes:
-        stats: what the last training step left for the diagnostics; None before.
-
     Raises:
         ValueError: if the shapes are of different layouts or an option is out of range.
 
@@ -97,14 +94,13 @@ class VIDLoss(FeatureLoss):
         )
         channels = channels_of(teacher_shape)
         self.scale = TeacherScale(channels)
-        self.variance: RunningVariance | TrainedVariance = (
-            RunningVariance(channels, momentum=momentum, floor=var_floor)
-            if variance == "running"
-            else TrainedVariance(channels, init_var=init_var, floor=var_floor)
-        )
+        self.running_var = RunningVariance(channels, momentum=momentum, floor=var_floor)
+        self.trained_var: TrainedVariance | None = None
+        if variance == "trained":
+            self.trained_var = TrainedVariance(channels, init_var=init_var, floor=var_floor)
         self.standardize = standardize
         self.reduction: Reduction = reduction
-        self.stats: PairStats | None = None
+        self._positions: float | Tensor | None = None  # per sample, in the last step
 
     @staticmethod
     def _check_options(variance: str, var_floor: float, reduction: str) -> None:
@@ -147,10 +143,11 @@ class VIDLoss(FeatureLoss):
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
             squared = sum_of_squares(residual)
             if count is not None and share is not None:
+                joined = sum_over_processes(squared.detach().sum(0))
+                self.running_var.update(joined / count.clamp(min=1), share)
                 positions = math.prod(target.shape) / max(squared.numel(), 1)
-                each = positions if mask is None else mask.sum() / max(len(mask), 1)
-                self._observe(squared.detach().sum(0), count, share, each)
-            return nll_of_squares(squared, self._var(), target.shape, mask, self.reduction)
+                self._positions = positions if mask is None else mask.sum() / max(len(mask), 1)
+            return nll_of_squares(squared, self.variance(), target.shape, mask, self.reduction)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -168,7 +165,7 @@ class VIDLoss(FeatureLoss):
         target = to_float32(teacher_feature)
         residual = self._residual(self._mean(student_feature, None).to(target.dtype), target)
         channel = 1 if kind_of(residual.shape) == "map" else -1
-        var = self._var()
+        var = self.variance()
         nll = residual.movedim(channel, -1).square() / var + var.log()
         mean: Tensor = -0.5 * nll.mean(dim=-1)
         return mean
@@ -189,28 +186,24 @@ class VIDLoss(FeatureLoss):
         away = per_channel(self.scale.mean, ndim) - target
         return torch.addcmul(mean, away, per_channel(1 / self.scale.standard_deviation(), ndim))
 
-    def _var(self) -> Tensor:
-        """Returns q's variances: 1 where there is nothing to predict, and nothing to learn."""
-        var = self.variance()
+    def variance(self) -> Tensor:
+        """Returns q's variances, ``(C,)``, as shares of the teacher's if it is standardized.
+
+        1 where there is nothing to predict, and nothing to learn.
+        """
+        var: Tensor = (self.trained_var or self.running_var)()
         return torch.where(self.scale.alive(), var, 1) if self.standardize else var
 
-    def variance_share(self) -> Tensor:
-        """Returns q's variances as shares of the teacher's, ``(C,)``, detached."""
-        var = self._var().detach()
-        return var if self.standardize else var / self.scale.var.clamp(min=self.variance.floor)
-
-    def _observe(
-        self, squared: Tensor, count: Tensor, share: Tensor, positions: float | Tensor
-    ) -> None:
-        """Takes the sums of squared residuals into the variance, and leaves the step's stats."""
-        mean_square = sum_over_processes(squared) / count.clamp(min=1)
-        if isinstance(self.variance, RunningVariance):
-            self.variance.update(mean_square, share)
-        unit = 1 if self.standardize else self.scale.var.clamp(min=self.variance.floor)
-        self.stats = PairStats(
-            mean_square / unit,
-            self.variance_share(),
+    def stats(self) -> PairStats | None:
+        """Returns what the diagnostics are made of, over the last batches; None before a step."""
+        if self._positions is None:
+            return None
+        floor = self.running_var.floor
+        unit = 1 if self.standardize else self.scale.var.clamp(min=floor)
+        return PairStats(
+            self.running_var() / unit,
+            self.variance().detach() / unit,
             self.scale.alive(),
-            positions,
-            self.variance.floor,
+            self._positions,
+            floor,
         )
