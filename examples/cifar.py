@@ -15,13 +15,13 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from paper.datasets.small_image_loaders import small_image_loaders
+from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
 from paper.methods import TABLE_1
-from paper.program import pair, start_accelerator
-from paper.small_batches import small_loaders
-from paper.small_images import FORMATS, SmallImages, read_small_images
-from paper.transfer import Settings, test_best, train_method
+from paper.program import name_and_value, start_accelerator
+from paper.settings import Settings, small_image_settings
+from paper.training import train_and_test
 
 
 def main() -> None:
@@ -36,46 +36,21 @@ def main() -> None:
                 download=arguments.download and accelerator.is_main_process,
             )
         settings = _settings(arguments, data)
-        loaders = small_loaders(settings, data, accelerator.device)
-        validation = train_method(accelerator, settings, loaders, arguments.output)
+        loaders = small_image_loaders(settings, data, accelerator.device)
+        result = train_and_test(accelerator, settings, loaders, arguments.output)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    test = test_best(accelerator, settings, loaders, arguments.output)
     accelerator.print(
-        f"{settings.method}, {settings.student}, seed {settings.seed}: {validation:.2f} % of the "
-        f"validation images, {test.percent:.2f} % of {test.total} test images"
+        f"{settings.method}, {settings.student}, seed {settings.seed}: "
+        f"{result.validation:.2f} % of the validation images, "
+        f"{result.test.percent:.2f} % of {result.test.total} test images"
     )
-
-
-def recipe(data: SmallImages, **given: Any) -> Settings:
-    """Returns the wide residual networks' settings, with some of them changed.
-
-    Args:
-        data: the data set, whose size is that of an epoch unless ``steps_per_epoch`` is given.
-        given: fields of :class:`Settings`.
-    """
-    defaults = {
-        "method": "student",
-        "student": "wrn-16-1",
-        "teacher": "wrn-40-2",
-        "teacher_classes": data.format.classes,
-        "image_size": data.format.size,
-        "schedule": "steps",
-        "epochs": 200,
-        "batch_size": 128,
-        "lr": 0.1,
-    }
-    settings = Settings(**{**defaults, **given})
-    if settings.steps_per_epoch is None:
-        steps = -(-len(data.train.labels) // settings.batch_size)
-        settings = replace(settings, steps_per_epoch=steps)
-    return settings
 
 
 def _settings(arguments: argparse.Namespace, data: SmallImages) -> Settings:
     given = {k: v for k, v in vars(arguments).items() if k in Settings.__dataclass_fields__}
     given["weights_of"] = {name: float(weight) for name, weight in arguments.weights_of}
-    settings = recipe(data, **given)
+    settings = small_image_settings(data, **given)
     if not arguments.train_teacher:
         return settings
     return replace(settings, method="student", student=settings.teacher, images_per_class=None)
@@ -94,7 +69,7 @@ def _parse() -> argparse.Namespace:
     add("--teacher-weights", type=Path, help="if not where --train-teacher leaves them")
     add("--student", default="wrn-16-1")
     add("--method", default="mi", help=f"one of {', '.join(TABLE_1)}, or another sum of these")
-    add("--weights-of", type=pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--weights-of", type=name_and_value, nargs="*", default=[], metavar="METHOD=LAMBDA")
     add("--temperature", type=float, default=4.0, help="of KD (%(default)s)")
     add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
     add("--images-per-class", type=int, help="all if not given")

@@ -5,9 +5,9 @@ Run ``accelerate launch examples/cub.py --demo`` for the same program without a 
 
 from pathlib import Path
 
-from paper.archives import download, unpack
+from paper.datasets.archives import download, unpack
+from paper.datasets.photographs import read_cub
 from paper.demo import write_cub
-from paper.image_folders import read_cub
 from paper.program import DataSet, main
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hf_runs import accuracy, arguments
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -107,8 +106,27 @@ def resnet(width: int, depth: int) -> PreTrainedModel:
 
 def settings(options: Options, name: str, steps: int) -> TrainingArguments:
     """Returns the arguments of one of the three runs."""
-    folder = f"{options.output_dir}/{name}"
-    return arguments(folder, steps=steps, learning_rate=5e-3, seed=options.seed)
+    return TrainingArguments(
+        output_dir=f"{options.output_dir}/{name}",
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        learning_rate=5e-3,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        logging_steps=50,
+        save_strategy="no",
+        report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        seed=options.seed,
+    )
+
+
+def accuracy(trainer: Trainer) -> float:
+    """Returns the percentage of the test set that is classified right."""
+    prediction = trainer.predict(trainer.eval_dataset)
+    return 100 * float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
 
 
 def main(options: Options) -> None:
@@ -145,7 +163,7 @@ def main(options: Options) -> None:
             )
         trainer.train()
         results[method] = accuracy(trainer)
-    print(f"{name}, {options.images_per_class} images a class, {len(test_set)} test images")
+    print(f"{name}, {options.images_per_class} images per class, {len(test_set)} test images")
     for method, percent in results.items():
         print(f"{method:8} {percent:.1f} %")
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hf_runs import accuracy, arguments
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import Subset
 from transformers import (
@@ -134,8 +133,27 @@ def bert(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> PreTrai
 
 def settings(options: Options, name: str, steps: int) -> TrainingArguments:
     """Returns the arguments of one of the three runs."""
-    folder = f"{options.output_dir}/{name}"
-    return arguments(folder, steps=steps, learning_rate=2e-3, seed=options.seed)
+    return TrainingArguments(
+        output_dir=f"{options.output_dir}/{name}",
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        learning_rate=2e-3,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        logging_steps=50,
+        save_strategy="no",
+        report_to=[],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        seed=options.seed,
+    )
+
+
+def accuracy(trainer: Trainer) -> float:
+    """Returns the percentage of the test set that is classified right."""
+    prediction = trainer.predict(trainer.eval_dataset)
+    return 100 * float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
 
 
 def main(options: Options) -> None:
@@ -173,7 +191,7 @@ def main(options: Options) -> None:
             )
         trainer.train()
         results[method] = accuracy(trainer)
-    print(f"{options.texts_per_class} texts a class, {len(test_set)} test texts")
+    print(f"{options.texts_per_class} texts per class, {len(test_set)} test texts")
     for method, percent in results.items():
         print(f"{method:8} {percent:.1f} %")
 

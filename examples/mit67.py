@@ -5,9 +5,9 @@ Run ``accelerate launch examples/mit67.py --demo`` for the same program without 
 
 from pathlib import Path
 
-from paper.archives import download, unpack
+from paper.datasets.archives import download, unpack
+from paper.datasets.photographs import read_mit67
 from paper.demo import write_mit67
-from paper.image_folders import read_mit67
 from paper.program import DataSet, main
 
 URL = "http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar"

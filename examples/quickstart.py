@@ -159,7 +159,7 @@ def draw(curves: dict[str, list[list[float]]], images_per_class: int, path: Path
         axes.fill_between(done, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("training done (%)")
     axes.set_ylabel("validation accuracy (%)")
-    axes.set_title(f"Students on {images_per_class} digits a class: mean and range over seeds")
+    axes.set_title(f"Students on {images_per_class} digits per class: mean and range over seeds")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
@@ -186,7 +186,9 @@ def main() -> None:
         curves[method].append(curve)
         finished[method].append(student)
 
-    print(f"\n{args.images_per_class} images a class, {args.seeds} seeds, test accuracy in percent")
+    print(
+        f"\n{args.images_per_class} images per class, {args.seeds} seeds, test accuracy in percent"
+    )
     print(f"{'teacher':10}{accuracy(teacher, test_set, device):6.1f}   (all training images)")
     for method, students in finished.items():
         results = [accuracy(student, test_set, device) for student in students]

@@ -6,31 +6,27 @@
     python examples/tables.py --table 1a --preset small --data /usr/share/datasets/fashion-mnist
     python examples/tables.py report runs/tables/*.jsonl --output runs/tables
 
-For every method and regime, the hyper-parameters of ``table_cells.py``'s grid are chosen on the
+For every method and regime, the hyper-parameters of ``paper/tables/grids.py`` are chosen on the
 20 % of the student's images that are held out; then the choice is run with other seeds, and each
-of these runs sees the test data once. Any number of workers run the same command against one
-``--storage`` and share the work: on one machine, a worker a GPU (``CUDA_VISIBLE_DEVICES``) or a
-core (``OMP_NUM_THREADS=1``); on many, with ``--output`` on a folder that all see. A killed
-worker's run is taken up again once its lease is over, and what is finished is never done again.
+of these runs sees the test data once. Any number of workers run the same command with the same
+``--output`` and share the work: one per GPU (``CUDA_VISIBLE_DEVICES``) or per core
+(``OMP_NUM_THREADS=1``). A killed worker's run is taken up again, from its last epoch, by another
+worker or by the same command given again; what is finished is never done again. On many machines
+the folder must be on a file system whose ``flock`` holds across them, which was not tried.
 """
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import optuna
 from paper.program import start_accelerator
-from paper.tables import report as table_report
-from paper.tables.cells import Plan, items_of, plan_of
+from paper.tables import report
+from paper.tables.cells import Cell, Record, Run, cells_of, models_of
 from paper.tables.estimate import dry_run
-from paper.tables.items import Item
-from paper.tables.queue import Worker, open_storage
-from paper.tables.runs import Runner, check_data_set
+from paper.tables.plans import Plan, plan_of
+from paper.tables.runner import Runner, check_data_set
+from paper.tables.workers import FinishedRuns, MixedRunsError, left, work
 from tqdm.auto import tqdm
 
 TABLES = ("1a", "1b", "2a", "2b", "2c", "2d")
@@ -39,81 +35,52 @@ TABLES = ("1a", "1b", "2a", "2b", "2c", "2d")
 def main() -> None:
     """Runs what the command line says."""
     if sys.argv[1:2] == ["report"]:
-        table_report.main(sys.argv[2:])
+        report.main(sys.argv[2:])
         return
     arguments = _parse()
     plan = _plan(arguments)
     if arguments.dry_run:
         print(dry_run(plan))
         return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    runner = Runner(
-        start_accelerator(), arguments.data, arguments.output, download=arguments.download
-    )
-    if runner.accelerator.num_processes > 1:
-        sys.exit(
-            "tables.py: expected one process a worker; got several. Start it as often instead."
-        )
+    accelerator = start_accelerator()
+    if accelerator.num_processes > 1:
+        sys.exit("tables.py: expected one process; got several. Start it several times instead.")
+    runner = Runner(accelerator, arguments.data, arguments.output, download=arguments.download)
     try:
-        _work(arguments, plan, runner)
-    except (FileNotFoundError, ConnectionError) as error:
+        _fill(plan, runner)
+    except (FileNotFoundError, ConnectionError, MixedRunsError) as error:
         sys.exit(str(error))
 
 
-def _work(arguments: argparse.Namespace, plan: Plan, runner: Runner) -> None:
+def _fill(plan: Plan, runner: Runner) -> None:
     """Trains what is needed beforehand, then fills the table's cells."""
-    address = arguments.storage or str(arguments.output / "journal.log")
-    storage, lines = open_storage(address), arguments.output / f"{plan.table}-{plan.dataset}.jsonl"
-    before, cells = items_of(plan)
-    others = lines_of_others(lines, plan)
-    models = _fill(Worker(storage, before, runner.execute, lease=arguments.lease), lines, others)
-    _fill(Worker(storage, cells, runner.execute, lease=arguments.lease), lines, others + models)
+    path = runner.output / f"{plan.table}-{plan.dataset}.jsonl"
+    finished = FinishedRuns(path, runner.made_with(plan))
+    if notice := finished.others("revision", runner.origin["revision"]):
+        print(notice, file=sys.stderr)
+    for cells in (models_of(plan), cells_of(plan)):
+        total = sum(len(cell.searches()) + len(cell.tests({})) for cell in cells)
+        with tqdm(total=total, disable=not sys.stderr.isatty()) as bar:
+
+            def done(run: Run, record: Record, cells: list[Cell] = cells, bar: tqdm = bar) -> None:
+                count = bar.total - _left(cells, finished)
+                bar.update(count - bar.n)
+                bar.write(f"{count}/{bar.total} {_line(run, record)}", sys.stdout)
+                sys.stdout.flush()
+
+            work(cells, finished, runner.output / "locks", runner.execute, done)
 
 
-def lines_of_others(path: Path, plan: Plan) -> list[dict[str, Any]]:
-    """Returns the lines of cells that another command of this table has filled."""
-    records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return [
-        record
-        for record in records
-        if not record["pretrained"]
-        and (record["method"] not in plan.methods or record["n"] not in plan.regimes)
-    ]
+def _left(cells: list[Cell], finished: FinishedRuns) -> int:
+    """Counts the runs that are left, those included whose choice is not known yet."""
+    records = finished.by_name()
+    unknown = [cell for cell in cells if cell.chosen(records) is None]
+    return len(left(cells, records)) + sum(len(cell.tests({})) for cell in unknown)
 
 
-def _fill(worker: Worker, lines: Path, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Works until all is done; after every run, the file has a line for each that is complete."""
-    total = sum(len(item.search()) + len(item.test_seeds) for item in worker.items)
-    with tqdm(total=total, disable=not sys.stderr.isatty()) as bar:
-
-        def finished(item: Item, record: Mapping[str, Any]) -> None:
-            records = worker.records()
-            write_lines(lines, before + records)
-            bar.update(len(records) - bar.n)
-            bar.write(f"{len(records)}/{total} {_line(item, record)}", sys.stdout)
-            sys.stdout.flush()
-
-        worker.work(finished)
-    records = worker.records()
-    write_lines(lines, before + records)
-    return records
-
-
-def _line(item: Item, record: Mapping[str, Any]) -> str:
+def _line(run: Run, record: Record) -> str:
     test = "" if record["test"] is None else f", test {record['test']:.2f} %"
-    choice = ", ".join(f"{name} {value:g}" for name, value in record["choice"].items())
-    return (
-        f"{item.name}: {choice}{', ' * bool(choice)}seed {record['seed']}: validation "
-        f"{record['validation']:.2f} %{test} ({record['seconds']:.0f} s)"
-    )
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    partial.replace(path)
+    return f"{run.name}: validation {record['validation']:.2f} %{test} ({record['seconds']:.0f} s)"
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -149,11 +116,9 @@ def _parse() -> argparse.Namespace:
     add("--epochs", type=int, help="in place of the recipe's, and the teacher's; schedules scale")
     add("--steps-per-epoch", type=int, help="in place of the recipe's, and the teacher's")
     add("--methods", nargs="+", help="some of the rows")
-    add("--regimes", nargs="+", type=int, help="images, in 1b labels, a class: other columns")
+    add("--regimes", nargs="+", type=int, help="images, in 1b labels, per class: other columns")
     add("--images-per-class", type=int, help="in 1b, with labels and without together")
     add("--seeds", type=int, help="how many, of the runs that are tested")
-    add("--storage", help="Optuna's: a database's URL, or a journal's path (in --output)")
-    add("--lease", type=float, default=120.0, help="seconds without a sign of life (%(default)s)")
     add("--output", type=Path, default=Path("runs/tables"), help="folder (%(default)s)")
     add("--dry-run", action="store_true", help="print every run and the hours they may take")
     return parser.parse_args()

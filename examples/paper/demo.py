@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .image_folders import ImageList
-from .image_runs import run_method
-from .transfer import Result, Settings
+from .datasets.photograph_loaders import photograph_loaders
+from .datasets.photographs import ImageList
+from .settings import Settings
+from .training import Result, train_and_test
 
 METHODS = ("student", "mi-l", "mi-i", "mi-l+mi-i")
 SEEDS = (0, 1, 2)
@@ -71,7 +72,7 @@ def run_demo(
     """Trains the teacher, then every method with three seeds.
 
     Args:
-        accelerator: as for :func:`run_method`.
+        accelerator: as for :func:`train_and_test`.
         read: the reader of the data set that the digits stand for.
         write: writes them in that data set's format.
         seed: of the teacher, and the first of the students'.
@@ -89,18 +90,20 @@ def run_demo(
             partial.rename(folder)
         accelerator.wait_for_everyone()
         data[owner] = read(folder)
-    teacher = run_method(
-        accelerator, replace(TEACHER, seed=seed), data["teacher"], output / "teacher"
-    )
+
+    def run(settings: Settings, owner: str, name: str) -> Result:
+        loaders = photograph_loaders(settings, *data[owner])
+        return train_and_test(accelerator, settings, loaders, output / name)
+
+    teacher = run(replace(TEACHER, seed=seed), "teacher", "teacher")
     accelerator.print(f"teacher, on its own test images: {teacher.test.percent:.1f} %")
-    settings = replace(STUDENT, teacher_weights=output / "teacher" / "best.safetensors")
+    shared = replace(STUDENT, teacher_weights=output / "teacher" / "best.safetensors")
     results: dict[str, list[Result]] = {}
     for method in METHODS:
         for run_seed in (seed + offset for offset in SEEDS):
             weights_of = WEIGHTS_OF.get(method, {})
-            run = replace(settings, method=method, weights_of=weights_of, seed=run_seed)
-            folder = output / f"{method}-seed{run_seed}"
-            result = run_method(accelerator, run, data["student"], folder)
+            settings = replace(shared, method=method, weights_of=weights_of, seed=run_seed)
+            result = run(settings, "student", f"{method}-seed{run_seed}")
             results.setdefault(method, []).append(result)
             accelerator.print(f"{method}, seed {run_seed}: {result.test.percent:.1f} %")
     return results
@@ -114,7 +117,7 @@ def table(results: dict[str, list[Result]]) -> str:
         mean, deviation = statistics.mean(percents), statistics.stdev(percents)
         lines.append(f"{method:<12}{mean:>10.1f} ± {deviation:.1f}")
     (total,) = {run.test.total for runs in results.values() for run in runs}
-    lines.append(f"{total} test images of the digits 5 to 9, {len(runs)} seeds a method")
+    lines.append(f"{total} test images of the digits 5 to 9, {len(runs)} seeds per method")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ class WideResNet(nn.Module):
         self.group3 = _group(channels[2], channels[3], blocks, stride=2)
         self.norm = nn.BatchNorm2d(channels[3])
         self.fc = nn.Linear(channels[3], classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps ``(N, 3, H, W)`` to logits ``(N, classes)``."""
@@ -72,7 +72,7 @@ class VGG9(nn.Module):
         self.stage4 = _vgg_stage(256, 512, convolutions=2)
         self.stage5 = _vgg_stage(512, 512, convolutions=2)
         self.fc = nn.Linear(512, classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps ``(N, 3, H, W)``, 32 x 32 or larger, to logits ``(N, classes)``."""
@@ -93,7 +93,7 @@ def _vgg_stage(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

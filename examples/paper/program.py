@@ -1,20 +1,24 @@
-"""The command line of the programs of the paper's Table 2."""
+"""Command line of ``cub.py`` and ``mit67.py``, the programs of the paper's Table 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from cpu_processes import start_those_asked_for
 
+from .datasets.photograph_loaders import photograph_loaders
+from .datasets.photographs import ImageList
 from .demo import Digits, run_demo, table
-from .image_folders import ImageList
-from .image_runs import run_method
 from .methods import TABLE_2, Layers
-from .transfer import Settings
+from .settings import Settings
+from .training import train_and_test
+
+TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def start_accelerator(
         log_with=log_with,
         project_dir=folder,
     )
-    start_those_asked_for(accelerator)
+    # accelerate launch sets an address where several are asked for; on CPU it starts one of them.
+    if "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        print(f"One process runs. Several on CPU: {TORCHRUN} {' '.join(sys.argv)}", file=sys.stderr)
     return accelerator
 
 
@@ -80,7 +86,8 @@ def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namesp
     except (FileNotFoundError, ConnectionError) as error:
         sys.exit(f"{error}\n\n{data_set.instructions}\nA run that needs no data: --demo")
     try:
-        result = run_method(accelerator, settings, data, arguments.output)
+        loaders = photograph_loaders(settings, *data)
+        result = train_and_test(accelerator, settings, loaders, arguments.output)
     except (FileNotFoundError, ConnectionError) as error:  # of weights: it says what to do
         sys.exit(str(error))
     accelerator.print(
@@ -99,7 +106,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(layers=layers, **given)
 
 
-def pair(text: str) -> tuple[str, str]:
+def name_and_value(text: str) -> tuple[str, str]:
     """Reads NAME=VALUE from the command line."""
     left, equals, right = text.partition("=")
     if not (left and equals and right):
@@ -111,13 +118,14 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=f"Transfer to {data_set.name}, as in Table 2 of the paper.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=f"With several processes on CPU: {TORCHRUN} {sys.argv[0]} ...",
     )
     add = parser.add_argument
     add("--demo", action="store_true", help="run on digits, without a download; settings are fixed")
     add("--data", type=Path, default=data_set.folder, help="folder of the data set")
     add("--download", action="store_true", help="fetch the data set into --data first")
     add("--method", default="mi-i", help=f"one of {', '.join(TABLE_2)}, or another sum of these")
-    add("--weights-of", type=pair, nargs="*", default=[], metavar="METHOD=LAMBDA")
+    add("--weights-of", type=name_and_value, nargs="*", default=[], metavar="METHOD=LAMBDA")
     add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
     add("--student", default="resnet18", help="resnet18, vgg9, or torchvision's or timm's name")
     add("--student-weights", type=Path, help="what 'finetuned' starts from, if not ImageNet's")
@@ -125,14 +133,15 @@ def _parse(data_set: DataSet) -> argparse.Namespace:
     add("--teacher-weights", type=Path, help="a state_dict, instead of the published weights")
     add("--teacher-classes", type=int, default=1000)
     layers = "layers of models that are not of the paper's families"
-    add("--stages", type=pair, nargs="*", default=[], metavar="STUDENT=TEACHER", help=layers)
-    add("--classifiers", type=pair, metavar="STUDENT=TEACHER", help="as --stages; else fc=fc")
+    pair: dict[str, Any] = {"type": name_and_value, "metavar": "STUDENT=TEACHER"}
+    add("--stages", **pair, nargs="*", default=[], help=layers)
+    add("--classifiers", **pair, help="as --stages; fc=fc if not given")
     add("--images-per-class", type=int, help="all if not given; a fifth is for validation")
     add("--image-size", type=int, default=224)
     add("--seed", type=int, default=0)
     add("--epochs", type=int, default=100)
     add("--batch-size", type=int, default=64, help="of all processes together")
-    add("--accumulation", type=int, default=1, help="batches a step")
+    add("--accumulation", type=int, default=1, help="batches per step")
     add("--lr", type=float, default=0.05)
     add("--weight-decay", type=float, default=5e-4)
     add("--max-grad-norm", type=float)

@@ -124,7 +124,7 @@ def _convolutions_of_vgg11(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-def renormalisation(teacher: nn.Module) -> transforms.Normalize | None:
+def renormalization(teacher: nn.Module) -> transforms.Normalize | None:
     """Returns what turns a student's images into those that a published timm teacher has learnt.
 
     None if they are the same, as for all of torchvision's.

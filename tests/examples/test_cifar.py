@@ -11,11 +11,11 @@ pytest.importorskip("sklearn", reason="needs the examples extra")
 import cifar
 from _idx import FILES, write_idx, write_miniature
 from accelerate.state import AcceleratorState
+from paper.datasets.small_image_loaders import Batches, small_image_loaders
+from paper.datasets.small_images import FORMATS, Images, SmallImages, read_small_images
 from paper.methods import Layers, matching_layers, pairs_of
 from paper.models import build_model
-from paper.small_batches import Batches, small_loaders
-from paper.small_images import FORMATS, Images, SmallImages, read_small_images
-from paper.transfer import Settings
+from paper.settings import Settings
 
 from vid_loss import Distiller
 from vid_loss.subsets import labelled_cross_entropy
@@ -105,7 +105,7 @@ def test_crops_are_windows_of_the_padded_image_and_flips_mirror_it():
     assert seen["fashion-mnist"] & windows[1]
 
 
-def test_images_that_are_not_augmented_are_normalised_in_three_equal_channels(fashion):
+def test_images_that_are_not_augmented_are_normalized_in_three_equal_channels(fashion):
     batches = Batches(fashion.train, fashion, augmented=False, device=CPU)
     images, labels = batches.__getitems__(range(len(batches)))
     assert images.shape == (100, 3, 28, 28)
@@ -117,39 +117,39 @@ def test_images_that_are_not_augmented_are_normalised_in_three_equal_channels(fa
 
 def test_an_epoch_has_the_steps_asked_for_and_sees_each_image_equally_often(fashion):
     settings = Settings("student", images_per_class=5, steps_per_epoch=6, batch_size=20)
-    batches = list(small_loaders(settings, fashion, CPU).train)  # 40 images, thrice
+    batches = list(small_image_loaders(settings, fashion, CPU).train)  # 40 images, thrice
     assert [len(labels) for _, labels in batches] == [20] * 6
     labels = torch.cat([labels for _, labels in batches])
     assert torch.equal(labels.bincount(), torch.full((10,), 12))
 
 
-def test_labels_a_class_hides_labels_from_the_task_and_not_from_the_transfer(fashion):
+def test_labels_per_class_hides_labels_from_the_task_and_not_from_the_transfer(fashion):
     settings = Settings("mi", images_per_class=8, labels_per_class=5, batch_size=100)
-    loaders = small_loaders(settings, fashion, CPU)
+    loaders = small_image_loaders(settings, fashion, CPU)
     images, labels = next(iter(loaders.train))
-    assert len(images) == 10 * (8 - 1)  # one of the five labelled images validates
+    assert len(images) == 10 * (8 - 1)  # one of the five labeled images validates
     assert torch.equal(labels[labels >= 0].bincount(), torch.full((10,), 4))
     student, teacher = build_model("wrn-10-1", 10), build_model("wrn-10-1", 10)
     pairs = pairs_of("mi", matching_layers("wrn-10-1", "wrn-10-1"))
     distiller = Distiller(student, teacher, pairs, example=images[:2])
-    unlabelled = images[labels < 0]
-    logits = student(unlabelled)
+    unlabeled = images[labels < 0]
+    logits = student(unlabeled)
     assert labelled_cross_entropy(logits, labels[labels < 0]) == 0
-    distiller(unlabelled).backward()
+    distiller(unlabeled).backward()
     assert student.stem.weight.grad.abs().sum() > 0
 
 
-def test_half_of_what_is_drawn_has_a_label_and_every_labelled_image_as_often(fashion):
+def test_half_of_what_is_drawn_has_a_label_and_every_labeled_image_as_often(fashion):
     settings = Settings("mi", images_per_class=10, labels_per_class=3, batch_size=200)
-    _, labels = next(iter(small_loaders(settings, fashion, CPU).train))
-    labelled = labels[labels >= 0]
-    assert len(labels) - len(labelled) == 10 * (10 - 3)
-    assert torch.equal(labelled.bincount(), torch.full((10,), 2 * 4))  # 20 of them, 70 without
+    _, labels = next(iter(small_image_loaders(settings, fashion, CPU).train))
+    labeled = labels[labels >= 0]
+    assert len(labels) - len(labeled) == 10 * (10 - 3)
+    assert torch.equal(labeled.bincount(), torch.full((10,), 2 * 4))  # 20 of them, 70 without
 
 
-def test_validation_images_are_the_same_with_and_without_unlabelled_ones(fashion):
-    few = small_loaders(Settings("mi", images_per_class=5), fashion, CPU)
-    many = small_loaders(Settings("mi", labels_per_class=5), fashion, CPU)
+def test_validation_images_are_the_same_with_and_without_unlabeled_ones(fashion):
+    few = small_image_loaders(Settings("mi", images_per_class=5), fashion, CPU)
+    many = small_image_loaders(Settings("mi", labels_per_class=5), fashion, CPU)
     held_out = many.validation.dataset.pixels
     assert torch.equal(few.validation.dataset.pixels, held_out)
     trained = {tuple(x.flatten().tolist()) for x in many.train.dataset.pixels}

@@ -9,11 +9,11 @@ pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("sklearn", reason="needs the examples extra")
 
 import numpy as np
-from paper import archives
-from paper.archives import check_digest, download, unpack
+from paper.datasets import archives
+from paper.datasets.archives import check_digest, download, unpack
+from paper.datasets.photographs import ImageFiles, read_cub, read_image, read_mit67
+from paper.datasets.splits import train_and_validation
 from paper.demo import Digits, write_cub, write_mit67
-from paper.image_folders import ImageFiles, read_cub, read_image, read_mit67
-from paper.splits import train_and_validation
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
@@ -170,7 +170,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, suffix):
     assert (image.mode, image.size) == ("RGB", (20, 10))
 
 
-def test_cmyk_keeps_its_colours(tmp_path):
+def test_cmyk_keeps_its_colors(tmp_path):
     Image.new("RGB", (8, 8), (200, 40, 40)).convert("CMYK").save(tmp_path / "red.jpg")
     red, green, blue = read_image(tmp_path / "red.jpg").getpixel((4, 4))
     assert red > 180
@@ -286,6 +286,6 @@ def test_the_split_is_the_seed_s():
     assert train_and_validation(labels, 5, seed=1) != train_and_validation(labels, 5, seed=2)
 
 
-def test_one_image_a_class_cannot_be_split():
+def test_one_image_per_class_cannot_be_split():
     with pytest.raises(ValueError, match="expected two images of class 0"):
         train_and_validation([0, 1], 1, seed=0)

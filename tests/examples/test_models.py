@@ -8,10 +8,10 @@ pytest.importorskip("safetensors", reason="needs the examples extra")
 
 import torchvision
 from paper import weights
-from paper.image_runs import preparation
+from paper.datasets.photograph_loaders import preparation
 from paper.methods import TABLE_1, TABLE_2, WITHOUT_TEACHER, Layers, matching_layers, pairs_of
 from paper.models import build_model
-from paper.weights import imagenet_weights, load_weights, read_weights, renormalisation
+from paper.weights import imagenet_weights, load_weights, read_weights, renormalization
 from safetensors.torch import save_file
 
 from vid_loss import Distiller, FeatureTap
@@ -124,10 +124,10 @@ def test_a_published_timm_teacher_sees_images_as_it_has_learnt_them():
     teacher = build_model("vit_tiny_patch16_224", 7)
     mean, std = teacher.pretrained_cfg["mean"], teacher.pretrained_cfg["std"]
     images = torch.rand(2, 3, 4, 4)
-    seen = renormalisation(teacher)(preparation(4).transforms[-1](images))
+    seen = renormalization(teacher)(preparation(4).transforms[-1](images))
     torch.testing.assert_close(seen, torchvision.transforms.Normalize(mean, std)(images))
-    assert renormalisation(build_model("resnet18", 7)) is None
-    assert renormalisation(build_model("resnet10t", 7)) is None
+    assert renormalization(build_model("resnet18", 7)) is None
+    assert renormalization(build_model("resnet10t", 7)) is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +10,9 @@ pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("sklearn", reason="needs the examples extra")
 
 from accelerate.state import AcceleratorState
-from cpu_processes import processes_of
 from paper import demo
+from paper.datasets.photographs import read_cub, read_mit67
 from paper.demo import Digits, teacher_digits, write_cub, write_mit67
-from paper.image_folders import read_cub, read_mit67
 from paper.models import build_model
 from paper.program import DataSet, main
 
@@ -51,7 +48,7 @@ def run(monkeypatch, data_set: DataSet, *arguments: str) -> None:
     main(data_set)
 
 
-def test_the_demo_prints_a_row_a_method_and_is_not_trained_twice(monkeypatch, capsys):
+def test_the_demo_prints_a_row_per_method_and_is_not_trained_twice(monkeypatch, capsys):
     monkeypatch.setattr(demo, "teacher_digits", few_digits)
     monkeypatch.setattr(demo, "student_digits", few_digits)
     monkeypatch.setattr(demo, "SEEDS", (0, 1))
@@ -115,46 +112,6 @@ def test_finetuning_and_named_layers_and_weights_run(monkeypatch, capsys):
 def test_without_the_data_it_says_what_to_fetch_and_offers_the_demo(monkeypatch, arguments):
     with pytest.raises(SystemExit, match=r"data/CUB.*\n\nFetch the archive.\n.* --demo"):
         run(monkeypatch, CUB, *arguments)
-
-
-LAUNCH = "python accelerate launch --cpu"
-
-
-@pytest.mark.parametrize(
-    ("command", "count"),
-    [
-        (f"{LAUNCH} --num_processes 2 cub.py --seed 3", 2),
-        (f"{LAUNCH} --num-processes=4 cub.py", 4),
-        (f"{LAUNCH} cub.py", 1),
-        (f"{LAUNCH} --num_processes 2 --num_machines 2 cub.py", 1),
-        ("", 1),
-    ],
-)
-def test_the_launcher_s_command_line_says_how_many_processes(command, count):
-    assert processes_of(command.split()) == count
-
-
-def test_accelerate_launch_on_cpu_gets_the_processes_that_it_was_asked_for(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, sys; from accelerate import Accelerator; from cpu_processes import *\n"
-        "accelerator = Accelerator(); start_those_asked_for(accelerator)\n"
-        "line = f'{accelerator.process_index} of {accelerator.num_processes} {sys.argv[1:]}'\n"
-        "os.write(1, f'{line}\\n'.encode())  # at once: print's pieces may mix with the other's\n"
-        "accelerator.end_training()\n"
-    )
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    examples = str(Path(demo.__file__).parent)
-    done = subprocess.run(
-        [*launch, str(script), "--seed", "3"],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "PYTHONPATH": examples, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = sorted(line for line in done.stdout.splitlines() if " of 2 " in line)
-    assert printed == ["0 of 2 ['--seed', '3']", "1 of 2 ['--seed', '3']"]
 
 
 def test_one_process_where_several_were_asked_for_is_told(monkeypatch, capsys):

@@ -13,22 +13,25 @@ import pytest
 pytest.importorskip("accelerate", reason="needs the examples extra")
 pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("sklearn", reason="needs the examples extra")
-pytest.importorskip("optuna", reason="needs the examples extra")
+pytest.importorskip("filelock", reason="needs the examples extra")
 pytest.importorskip("matplotlib", reason="needs the examples extra")
 
-from optuna.trial import TrialState
+import tables
+from _idx import write_miniature
+from accelerate.state import AcceleratorState
 from paper.methods import TABLE_1, TABLE_2
-from paper.tables import report as table_report
-from paper.tables.cells import GRIDS, items_of, plan_of
+from paper.tables import report
+from paper.tables.cells import cells_of, models_of
 from paper.tables.estimate import dry_run
-from paper.tables.queue import open_storage
-from paper.tables.runs import check_data_set
-from tables import lines_of_others, write_lines
+from paper.tables.grids import GRIDS
+from paper.tables.plans import plan_of
+from paper.tables.results import read_tables
+from paper.tables.runner import check_data_set
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "tables.py"
 MINIATURE = ("--table", "1a", "--preset", "small", "--dataset", "digits", "--epochs", "1")
 MINIATURE += ("--steps-per-epoch", "3", "--methods", "student", "mi", "--regimes", "4", "8")
-MINIATURE += ("--seeds", "2", "--lease", "4")
+MINIATURE += ("--seeds", "2")
 # Of each regime: 2 students; 3 lambdas with 2 seeds and 2 tests of the best.
 RUNS = 2 * (2 + 3 * 2 + 2)
 
@@ -47,37 +50,26 @@ def read(folder: Path) -> list[dict]:
     return [json.loads(x) for x in (folder / "1a-digits.jsonl").read_text().splitlines()]
 
 
-def kill_in_a_run(worker: subprocess.Popen[str], folder: Path) -> None:
-    """Kills a worker that is in a run of a cell and has finished three."""
+def kill_in_a_run(worker: subprocess.Popen[str], folder: Path) -> str:
+    """Kills a worker that is in a run of a cell and has finished three; returns the run's name."""
     while not (folder / "1a-digits.jsonl").exists() or len(read(folder)) < 1 + 3:
         assert worker.poll() is None, worker.stdout.read()
         time.sleep(0.02)
     while True:
         worker.send_signal(signal.SIGSTOP)
-        if running(folder):
+        running = [path.parent.name for path in (folder / "runs").glob("*/settings.json")]
+        if running and running[0] not in {record["run"] for record in read(folder)}:
             break
         worker.send_signal(signal.SIGCONT)
         time.sleep(0.02)
     worker.kill()
     worker.communicate()
-
-
-def running(folder: Path) -> int:
-    return len(trials(folder, TrialState.RUNNING))
-
-
-def trials(folder: Path, state: TrialState) -> list:
-    storage = open_storage(str(folder / "journal.log"))
-    return [
-        trial
-        for study in storage.get_all_studies()
-        for trial in storage.get_all_trials(study._study_id, states=(state,))
-    ]
+    return running[0]
 
 
 def test_a_killed_table_is_finished_by_two_workers_without_repeating(tmp_path, capsys):
     first = start(tmp_path)
-    kill_in_a_run(first, tmp_path)
+    killed = kill_in_a_run(first, tmp_path)
     before = read(tmp_path)
     workers = [start(tmp_path), start(tmp_path)]
     printed = [worker.communicate(timeout=300)[0] for worker in workers]
@@ -87,15 +79,16 @@ def test_a_killed_table_is_finished_by_two_workers_without_repeating(tmp_path, c
     assert len(cells) == RUNS
     names = ("method", "n", "stage", "seed", "choice")
     assert len({json.dumps([r[name] for name in names]) for r in cells}) == RUNS
+    assert killed in {record["run"] for record in after} - {record["run"] for record in before}
     assert all(record in after for record in before)
     assert len(after) - len(before) == sum(text.count("validation") for text in printed)
     assert all("validation" in text for text in printed)
-    assert len(trials(tmp_path, TrialState.FAIL)) == 1  # the killed run; it was made again
     assert all((r["test"] is None) == (r["stage"] == "search") for r in after)
-    assert {"command", "revision", "versions", "seconds", "seed"} <= after[0].keys()
+    assert {"command", "revision", "versions", "seconds", "seed", "data"} <= after[0].keys()
+    assert [*(tmp_path / "runs").iterdir()] == []  # nor does a run leave a checkpoint
     assert start(tmp_path).communicate(timeout=300)[0] == ""
     assert read(tmp_path) == after
-    table_report.main([str(tmp_path / "1a-digits.jsonl"), "--output", str(tmp_path)])
+    report.main([str(tmp_path / "1a-digits.jsonl"), "--output", str(tmp_path)])
     tests = [r["test"] for r in cells if (r["method"], r["n"], r["test"] is None) == ("mi", 4, 0)]
     cell = f"{mean(tests):.2f} ± {stdev(tests):.2f} (78.14)"
     assert f"| MI | {cell} |" in capsys.readouterr().out
@@ -133,10 +126,10 @@ def test_the_report_has_the_papers_figure_of_the_same_regime(tmp_path, capsys):
     runs += [record("student", 500, 0, 70.0), teacher]
     file = tmp_path / "lines.jsonl"
     file.write_text("".join(json.dumps(x) + "\n" for x in runs))
-    table_report.main([str(file), "--output", str(tmp_path)])
+    report.main([str(file), "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "1a-cifar10.md").read_text().strip()
-    assert "| method | 500 images a class | all images a class |" in printed
+    assert "| method | 500 images per class | all images per class |" in printed
     assert "| *the paper's column* | *CIFAR-10, 500* | *CIFAR-10, full(5000)* |" in printed
     assert "| Student | 70.00 (79.82) | - (90.71) |" in printed
     assert "| MI | 81.00 ± 1.00 (86.49) | 81.00 ± 1.00 (91.76) |" in printed
@@ -147,15 +140,15 @@ def test_the_report_has_the_papers_figure_of_the_same_regime(tmp_path, capsys):
 
 def test_on_another_data_set_the_paper_is_matched_by_rank():
     runs = [record("kd", n, 0, 50.0, dataset="fashion-mnist") for n in (10, 30, 100)]
-    (table,) = table_report.read_tables(runs)
+    (table,) = read_tables(runs)
     assert [table.paper["kd", n] for n in (10, 30, 100)] == [65.94, 81.88, 85.39]
 
 
 def test_runs_that_do_not_belong_to_one_cell_are_refused():
     with pytest.raises(ValueError, match=r"kd with 10: .*a seed each; got 1 recipes .* \[0, 0\]"):
-        table_report.read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 0, 51.0)])
+        read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 0, 51.0)])
     with pytest.raises(ValueError, match="got 2 recipes"):
-        table_report.read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 1, 5.0, epochs=9)])
+        read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 1, 5.0, epochs=9)])
 
 
 @pytest.mark.parametrize(
@@ -190,20 +183,20 @@ def test_every_method_of_the_paper_has_a_grid_of_its_own_terms():
         assert all(choice.keys() <= allowed for choice in grid)
 
 
-def test_cells_of_other_recipes_are_other_studies():
-    plan = plan_of("1a", "small")
-    other = replace(plan, recipe={**plan.recipe, "epochs": 11})
-    names = {item.name for items in items_of(plan) for item in items}
-    assert {item.name for item in items_of(other)[1]}.isdisjoint(names)
-    assert len(names) == 1 + len(plan.methods) * len(plan.regimes)
-
-
-def test_tables_1b_of_other_amounts_of_images_are_other_studies():
-    plan = plan_of("1b", "small")
+def test_no_two_runs_have_one_name():
+    plans = [plan_of(table, "small") for table in ("1a", "1b", "2a")]
     names = [
-        {item.name for item in items_of(replace(plan, images_per_class=n))[1]} for n in (500, 1000)
+        run.name
+        for plan in plans
+        for cell in cells_of(plan)
+        for run in [*cell.searches(), *(run for x in cell.choices for run in cell.tests(x))]
     ]
-    assert not names[0] & names[1]
+    assert len(set(names)) == len(names) > 300
+    models = {cell.name for plan in plans for cell in models_of(plan)}
+    assert len(models) == 2  # a teacher that the tables share, and a student to be finetuned
+    (teacher,) = models_of(plans[0])
+    longer = replace(plans[0], teacher_recipe={**plans[0].teacher_recipe, "epochs": 7})
+    assert models_of(longer)[0].name != teacher.name
 
 
 @pytest.mark.parametrize(
@@ -215,15 +208,54 @@ def test_a_data_set_that_a_table_cannot_be_made_of_is_refused(name, table, prese
         check_data_set(name, table, preset)
 
 
-def test_the_lines_of_another_commands_cells_stay_in_the_file(tmp_path):
+def run(monkeypatch, folder: Path, *arguments: str) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    small = ("--preset", "small", "--epochs", "1", "--steps-per-epoch", "2", "--methods", "kd")
+    small += ("--regimes", "4", "--seeds", "1", "--output", str(folder / "out"))
+    monkeypatch.setattr(sys, "argv", ["tables.py", *small, *arguments])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tables.main()
+
+
+def test_two_tables_in_a_folder_share_the_teacher(monkeypatch, tmp_path):
+    for table in ("1a", "1b"):
+        amount = ("--images-per-class", "20")  # which 1a has no use for
+        run(monkeypatch, tmp_path, "--table", table, "--dataset", "digits", *amount)
     records = [
-        {"method": method, "n": n, "pretrained": False}
-        for method in ("student", "kd", "mi")
-        for n in (10, 500)
+        json.loads((tmp_path / f"out/{table}-digits.jsonl").read_text().splitlines()[0])
+        for table in ("1a", "1b")
     ]
-    path = tmp_path / "1a-fashion-mnist.jsonl"
-    write_lines(path, [*records, {"method": "student", "n": None, "pretrained": True}])
-    plan = replace(plan_of("1a", "small"), methods=("student", "kd"), regimes=(10,))
-    kept = [(record["method"], record["n"]) for record in lines_of_others(path, plan)]
-    assert kept == [("student", 500), ("kd", 500), ("mi", 10), ("mi", 500)]
-    assert lines_of_others(tmp_path / "none.jsonl", plan) == []
+    assert records[0]["pretrained"]
+    assert records[0] == records[1]
+
+
+def test_runs_of_other_data_or_another_recipe_are_not_mixed(monkeypatch, tmp_path):
+    for name, each in (("one", 10), ("copy", 10), ("other", 11)):
+        write_miniature(tmp_path / name, each=each)
+    lines = tmp_path / "out/1a-fashion-mnist.jsonl"
+    table = ("--table", "1a", "--data")
+    run(monkeypatch, tmp_path, *table, str(tmp_path / "one"))
+    written = lines.read_text()
+    run(monkeypatch, tmp_path, *table, str(tmp_path / "copy"))
+    with pytest.raises(SystemExit, match=r"1a-fashion-mnist.jsonl: expected runs with data .*got"):
+        run(monkeypatch, tmp_path, *table, str(tmp_path / "other"))
+    with pytest.raises(SystemExit, match="expected runs with epochs 2; got one with 1"):
+        run(monkeypatch, tmp_path, *table, str(tmp_path / "one"), "--epochs", "2")
+    assert lines.read_text() == written
+
+
+def test_unlabeled_images_of_another_number_are_not_mixed(monkeypatch, tmp_path):
+    table = ("--table", "1b", "--dataset", "digits", "--images-per-class")
+    run(monkeypatch, tmp_path, *table, "20")
+    with pytest.raises(SystemExit, match="expected runs with images_per_class 30; got one with 20"):
+        run(monkeypatch, tmp_path, *table, "30")
+
+
+def test_a_table_of_another_revision_says_so(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, tmp_path, "--table", "1a", "--dataset", "digits")
+    assert capsys.readouterr().err == ""
+    lines = tmp_path / "out/1a-digits.jsonl"
+    revision = json.loads(lines.read_text().splitlines()[0])["revision"]
+    lines.write_text(lines.read_text().replace(revision, "before"))
+    run(monkeypatch, tmp_path, "--table", "1a", "--dataset", "digits")
+    assert "8 of 8 runs are of revision before" in capsys.readouterr().err

@@ -1,93 +1,48 @@
-"""What the paper's tables are made of: methods, regimes, grids and recipes, as data."""
+"""A cell of a table: the runs that choose its hyper-parameters, and those that test the choice."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any, Literal
 
-from paper.methods import TABLE_1, TABLE_2
+from .grids import GRIDS, Choice
+from .plans import Plan
 
-from .items import Item
-
-Choice = Mapping[str, float]  # lambda by the method's term, and KD's temperature, FitNet's hint
-
-# Chosen from on validation data. Three each, so that no method has the advantage of a finer search.
-# FitNet's lambda ends at 3: with 10 and more, and a learning rate of 0.1, its training diverged
-# (10 % of the validation images of Fashion-MNIST's small pair).
-GRIDS: dict[str, tuple[Choice, ...]] = {
-    "student": ({},),
-    "finetuned": ({},),
-    "kd": (
-        {"kd": 1.0, "temperature": 4.0},
-        {"kd": 5.0, "temperature": 4.0},
-        {"kd": 5.0, "temperature": 10.0},
-    ),
-    "fitnet": (
-        {"fitnet": 1.0, "hint": 1},
-        {"fitnet": 3.0, "hint": 1},
-        {"fitnet": 1.0, "hint": 2},
-    ),
-    "at": ({"at": 10.0}, {"at": 100.0}, {"at": 1000.0}),
-    "mi": ({"mi": 10.0}, {"mi": 30.0}, {"mi": 100.0}),
-    "kd+at": ({"kd": 1.0, "at": 100.0}, {"kd": 5.0, "at": 100.0}, {"kd": 1.0, "at": 1000.0}),
-    "kd+mi": ({"kd": 1.0, "mi": 10.0}, {"kd": 5.0, "mi": 10.0}, {"kd": 1.0, "mi": 100.0}),
-    "lwf": ({"lwf": 1.0}, {"lwf": 3.0}, {"lwf": 10.0}),
-    "mi-l": ({"mi-l": 1.0}, {"mi-l": 10.0}, {"mi-l": 100.0}),
-    "mi-i": ({"mi-i": 10.0}, {"mi-i": 30.0}, {"mi-i": 100.0}),
-    "lwf+fitnet": (
-        {"lwf": 1.0, "fitnet": 1.0},
-        {"lwf": 3.0, "fitnet": 1.0},
-        {"lwf": 1.0, "fitnet": 3.0},
-    ),
-    "mi-l+mi-i": (
-        {"mi-l": 1.0, "mi-i": 10.0},
-        {"mi-l": 10.0, "mi-i": 10.0},
-        {"mi-l": 1.0, "mi-i": 100.0},
-    ),
-}
+Record = Mapping[str, Any]  # what is remembered of a finished run
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A table on a data set.
+class Run:
+    """One training.
 
     Args:
-        table: its number in the paper.
-        dataset: the students'.
-        teacher_dataset: the teacher's; None is ImageNet, with published weights.
-        student: a model's name.
-        teacher: a model's name.
-        methods: the rows.
-        regimes: the columns, images (in 1b labels) a class; None is all.
-        recipe: fields of the runs' Settings.
-        teacher_recipe: the same for what is trained on the teacher's data set.
-        images_per_class: in 1b, with and without labels; None is all.
-        search_seeds: hyper-parameters are chosen on the mean validation accuracy of these.
-        test_seeds: of the runs that are reported.
-        step_seconds: of a student alone, and with its teacher, for estimates.
-        estimate: where those come from.
+        cell: that it is for.
+        stage: whether it chooses hyper-parameters or tests the choice.
+        seed: of the images drawn, of the student's weights and of the batches.
+        choice: the hyper-parameters.
     """
 
-    table: str
-    dataset: str
-    teacher_dataset: str | None
-    student: str
-    teacher: str
-    methods: tuple[str, ...]
-    regimes: tuple[int | None, ...]
-    recipe: Mapping[str, Any]
-    step_seconds: tuple[float, float]
-    estimate: str
-    teacher_recipe: Mapping[str, Any] = field(default_factory=dict)
-    images_per_class: int | None = None
-    search_seeds: tuple[int, ...] = (100,)
-    test_seeds: tuple[int, ...] = (0, 1, 2)
+    cell: "Cell"
+    stage: Literal["search", "test"]
+    seed: int
+    choice: Choice
+
+    @property
+    def name(self) -> str:
+        """Of its folder, its lock and its record: one that no other run of a folder has."""
+        choice = [f"{name}={value:g}" for name, value in self.choice.items()]
+        return "-".join([self.cell.name, self.stage, *choice, f"seed={self.seed}"])
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method in one regime of a plan; a model to be trained beforehand has no regime.
+    """A method in a regime: its hyper-parameters are chosen on validation data, then tested.
 
-    ``pretrained`` is the name of that model.
+    Args:
+        plan: the table.
+        method: the row.
+        n: the column; a model that is trained beforehand has none.
+        pretrained: the name of that model.
     """
 
     plan: Plan
@@ -95,120 +50,64 @@ class Cell:
     n: int | None
     pretrained: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Of a cell within a folder, of a model that is trained beforehand within all tables."""
+        if self.pretrained is None:
+            return f"{self.plan.table}-{self.plan.dataset}-{self.method}-{self.n or 'all'}"
+        recipe = [f"{value}" for value in self.plan.teacher_recipe.values()]
+        return "-".join(["pretrained", str(self.plan.teacher_dataset), self.pretrained, *recipe])
 
-_ASSUMED = "assumed for one current GPU, from the models' operations at 8 TFLOP/s; not measured"
-_MEASURED = "about the processor time of a run of MI on one core; a shared machine takes longer"
-_METHODS_1B = ("kd", "fitnet", "at", "mi", "kd+at", "kd+mi")  # the paper has no others
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The grid; where there is one choice, nothing is searched."""
+        return GRIDS[self.method]
 
-PAPER_1 = Plan(
-    table="1a",
-    dataset="cifar10",
-    teacher_dataset="cifar10",
-    student="wrn-16-1",
-    teacher="wrn-40-2",
-    methods=TABLE_1,
-    regimes=(100, 500, 1000, None),
-    recipe={"epochs": 200, "batch_size": 128, "lr": 0.1},
-    teacher_recipe={"epochs": 200, "batch_size": 128, "lr": 0.1},
-    step_seconds=(0.012, 0.030),
-    estimate=_ASSUMED,
-)
-PAPER_2 = Plan(
-    table="2a",
-    dataset="mit67",
-    teacher_dataset=None,
-    student="resnet18",
-    teacher="resnet34",
-    methods=TABLE_2,
-    regimes=(10, 25, 50, None),
-    recipe={"epochs": 100, "batch_size": 64, "lr": 0.05},
-    step_seconds=(0.045, 0.075),
-    estimate=_ASSUMED,
-)
-# For two CPU cores: a pair a tenth as large, whose stems have stride 2, and 500 steps of 32 images.
-SMALL_1 = Plan(
-    table="1a",
-    dataset="fashion-mnist",
-    teacher_dataset="fashion-mnist",
-    student="wrn-10-1-s2",
-    teacher="wrn-16-2-s2",
-    methods=("student", "kd", "fitnet", "at", "mi", "kd+mi"),
-    regimes=(10, 30, 100),
-    recipe={"epochs": 10, "steps_per_epoch": 50, "batch_size": 32, "lr": 0.1},
-    teacher_recipe={"epochs": 6, "steps_per_epoch": 250, "batch_size": 64, "lr": 0.1},
-    search_seeds=(100, 101),
-    step_seconds=(0.016, 0.045),
-    estimate=_MEASURED,
-)
-SMALL_2 = replace(
-    SMALL_1,
-    table="2a",
-    dataset="digits",
-    methods=TABLE_2,
-    regimes=(5, 10, 25),
-    recipe={**SMALL_1.recipe, "steps_per_epoch": 30},
-    search_seeds=(100,),
-)
+    def searches(self) -> list[Run]:
+        """Returns the runs that choose: every choice with every seed for this."""
+        if len(self.choices) == 1:
+            return []
+        seeds = self.plan.search_seeds
+        return [Run(self, "search", seed, choice) for choice in self.choices for seed in seeds]
+
+    def tests(self, choice: Choice) -> list[Run]:
+        """Returns the runs that test a choice, with seeds of their own."""
+        seeds = self.plan.test_seeds if self.pretrained is None else (0,)
+        return [Run(self, "test", seed, choice) for seed in seeds]
+
+    def chosen(self, finished: Mapping[str, Record]) -> Choice | None:
+        """Returns the choice of the best mean validation accuracy, the grid's first of equal ones.
+
+        Args:
+            finished: the records of finished runs by these runs' names.
+
+        Returns:
+            None before every run that chooses is finished.
+        """
+        if len(self.choices) == 1:
+            return self.choices[0]
+        accuracies: list[tuple[Choice, list[float]]] = [(choice, []) for choice in self.choices]
+        for run in self.searches():
+            if run.name not in finished:
+                return None
+            of_choice = accuracies[self.choices.index(run.choice)][1]
+            of_choice.append(finished[run.name]["validation"])
+        return max(accuracies, key=lambda of_choice: mean(of_choice[1]))[0]
+
+    def wanted(self, finished: Mapping[str, Record]) -> list[Run]:
+        """Returns the runs that choose and, once the choice is known, those that test it."""
+        choice = self.chosen(finished)
+        return self.searches() + ([] if choice is None else self.tests(choice))
 
 
-def plan_of(table: str, preset: str, dataset: str | None = None) -> Plan:
-    """Returns a table's plan.
-
-    Args:
-        table: 1a, 1b, 2a, 2b, 2c or 2d.
-        preset: ``paper``, or ``small`` for two CPU cores.
-        dataset: another one than the table's.
-    """
-    if table.startswith("1"):
-        plan = replace(PAPER_1 if preset == "paper" else SMALL_1, table=table)
-        if table == "1b":
-            methods = tuple(x for x in _METHODS_1B if x in plan.methods)
-            regimes = tuple(x for x in plan.regimes if x is not None)
-            plan = replace(plan, methods=methods, regimes=regimes)
-            if preset == "small":
-                plan = replace(plan, images_per_class=500, search_seeds=(100,))
-        return replace(plan, dataset=dataset, teacher_dataset=dataset) if dataset else plan
-    if preset == "small":
-        return replace(SMALL_2, table=table, dataset=dataset or SMALL_2.dataset)
-    plan = replace(PAPER_2, table=table)
-    if table in ("2b", "2d"):
-        plan = replace(plan, student="vgg9", step_seconds=(0.18, 0.21))
-    if table in ("2c", "2d"):
-        plan = replace(plan, dataset="cub200", regimes=(5, 10, 20, None))
-    return replace(plan, dataset=dataset or plan.dataset)
+def models_of(plan: Plan) -> list[Cell]:
+    """Returns what is trained before a table: its teacher, and a student that is finetuned."""
+    if plan.teacher_dataset is None:
+        return []
+    names = [plan.teacher] + [plan.student] * ("finetuned" in plan.methods)
+    return [Cell(plan, "student", None, pretrained=name) for name in names]
 
 
-def items_of(plan: Plan) -> tuple[list[Item], list[Item]]:
-    """Returns what is to be trained beforehand, and the cells of the table."""
-    models = []
-    if plan.teacher_dataset is not None:
-        models = [plan.teacher] + [plan.student] * ("finetuned" in plan.methods)
-    before = [
-        Item(
-            f"{plan.teacher_dataset} {model} alone {_text(plan.teacher_recipe)}",
-            choices=({},),
-            search_seeds=(),
-            test_seeds=(0,),
-            work=Cell(plan, "student", None, pretrained=model),
-        )
-        for model in models
-    ]
-    name = f"{plan.table} {plan.dataset} {plan.student} of {plan.teacher} {_text(plan.recipe)}"
-    if plan.table == "1b":
-        name += f" images={plan.images_per_class or 'all'}"
-    cells = [
-        Item(
-            f"{name} {method} {n or 'all'}",
-            choices=GRIDS[method],
-            search_seeds=plan.search_seeds,
-            test_seeds=plan.test_seeds,
-            work=Cell(plan, method, n),
-        )
-        for n in plan.regimes
-        for method in plan.methods
-    ]
-    return before, cells
-
-
-def _text(recipe: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in recipe.items())
+def cells_of(plan: Plan) -> list[Cell]:
+    """Returns the cells of a table."""
+    return [Cell(plan, method, n) for n in plan.regimes for method in plan.methods]

@@ -1,27 +1,25 @@
 """What a table would cost: every run that it has, and the hours that they may take."""
 
+from paper.datasets.small_images import FORMATS
 from paper.methods import WITHOUT_TEACHER
-from paper.small_images import FORMATS
 
-from .cells import Cell, Plan, items_of
+from .cells import Cell, cells_of, models_of
+from .plans import Plan
 
-# Of the photographs: classes, images a class for training if all are taken, on average.
+# Of the photographs: classes, images per class for training if all are taken, on average.
 _PHOTOGRAPHS = {"mit67": (67, 80), "cub200": (200, 30)}
 
 
 def dry_run(plan: Plan) -> str:
-    """Returns a line a run, and the sum of the hours."""
+    """Returns a line for each run, and the sum of the hours."""
     lines, total = [], 0.0
-    for item in (item for items in items_of(plan) for item in items):
-        hours = _seconds(item.work) / 3600
-        runs = item.search() or []
-        for run in runs:
-            text = ", ".join(f"{name} {value}" for name, value in run.items())
-            lines.append(f"{item.name}: {text}: {hours:.3f} h")
-        choice = "of the best, " if runs else ""
-        for seed in item.test_seeds:
-            lines.append(f"{item.name}: test, {choice}seed {seed}: {hours:.3f} h")
-        total += hours * (len(runs) + len(item.test_seeds))
+    for cell in (*models_of(plan), *cells_of(plan)):
+        hours = _seconds(cell) / 3600
+        searches, tests = cell.searches(), cell.tests({})
+        best = ", of the best" if searches else ""
+        names = [run.name for run in searches] + [f"{run.name}{best}" for run in tests]
+        lines += [f"{name}: {hours:.3f} h" for name in names]
+        total += hours * len(names)
     lines.append(
         f"{len(lines)} runs, {total:.1f} hours of one device in all. An estimate: "
         f"{_milliseconds(plan)} ({plan.estimate})."
@@ -31,7 +29,7 @@ def dry_run(plan: Plan) -> str:
 
 def _milliseconds(plan: Plan) -> str:
     alone, taught = (1000 * seconds for seconds in plan.step_seconds)
-    return f"{alone:g} ms a step of a student alone, {taught:g} ms with its teacher"
+    return f"{alone:g} ms per step of a student alone, {taught:g} ms with its teacher"
 
 
 def _seconds(cell: Cell) -> float:

@@ -1,41 +1,24 @@
-"""A run of the paper's Table 2 on images in files."""
+"""Batches of images in files: cropped and flipped for training, normalized as ImageNet's."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from .image_folders import ImageFiles, ImageList
+from paper.settings import Settings
+from paper.weights import IMAGENET_MEAN, IMAGENET_STD
+
+from .loaders import Loaders, shuffled
+from .photographs import ImageFiles, ImageList
 from .splits import train_and_validation
-from .transfer import Loaders, Result, Settings, shuffled, test_best, train_method
-from .weights import IMAGENET_MEAN, IMAGENET_STD
 
-_NORMALISE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+_NORMALIZE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
 
 
-def run_method(
-    accelerator: Accelerator,
-    settings: Settings,
-    data: tuple[ImageList, ImageList],
-    output: Path,
-) -> Result:
-    """Trains a student by one method and tests the one that was best on validation data.
-
-    Args:
-        accelerator: with ``use_seedable_sampler=True`` and ``split_batches=True``.
-        settings: of the run.
-        data: the images for training, of which a part is held out for validation, and the test's.
-        output: the run's folder; a run that was stopped goes on from there.
-    """
-    loaders = file_loaders(settings, *data)
-    validation = train_method(accelerator, settings, loaders, output)
-    return Result(validation, test_best(accelerator, settings, loaders, output))
-
-
-def file_loaders(settings: Settings, train_images: ImageList, test_images: ImageList) -> Loaders:
+def photograph_loaders(
+    settings: Settings, train_images: ImageList, test_images: ImageList
+) -> Loaders:
     """Draws a student's images and holds a part of them out for validation."""
     augmented = ImageFiles(train_images, augmentation(settings.image_size))
     plain = ImageFiles(train_images, preparation(settings.image_size))
@@ -65,7 +48,7 @@ def augmentation(size: int) -> transforms.Compose:
         random = [transforms.Resize((size, size)), transforms.RandomCrop(size, padding=size // 8)]
     else:
         random = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*random, transforms.ToTensor(), _NORMALISE])
+    return transforms.Compose([*random, transforms.ToTensor(), _NORMALIZE])
 
 
 def preparation(size: int) -> transforms.Compose:
@@ -74,4 +57,4 @@ def preparation(size: int) -> transforms.Compose:
         resized = [transforms.Resize((size, size))]
     else:
         resized = [transforms.Resize(round(size / 0.875)), transforms.CenterCrop(size)]
-    return transforms.Compose([*resized, transforms.ToTensor(), _NORMALISE])
+    return transforms.Compose([*resized, transforms.ToTensor(), _NORMALIZE])

@@ -1,10 +1,9 @@
-"""What the programs of the paper's tables share: one method, trained and tested."""
+"""Trains and tests the student of one run."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,57 +11,15 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 from vid_loss.integrations.accelerate import Accuracy, evaluate, train
 
 from vid_loss import Distiller
 
-from .methods import WITHOUT_TEACHER, Layers, matching_layers, pairs_of
+from .datasets.loaders import Loaders
+from .methods import WITHOUT_TEACHER, matching_layers, pairs_of
 from .models import build_model
-from .weights import imagenet_weights, load_weights, read_weights, renormalisation
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One run: which student learns from which teacher, how, and from how much.
-
-    ``layers`` None means those of the paper for these models; ``images_per_class`` None means all;
-    ``labels_per_class`` None means that every image has its label. ``batch_size`` is that of all
-    processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
-    KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
-    """
-
-    method: str
-    student: str = "resnet18"
-    teacher: str = "resnet34"
-    layers: Layers | None = None
-    weights_of: Mapping[str, float] = field(default_factory=dict)
-    temperature: float = 4.0
-    hint: int | None = None
-    teacher_weights: Path | None = None
-    teacher_classes: int = 1000
-    student_weights: Path | None = None
-    images_per_class: int | None = None
-    labels_per_class: int | None = None
-    image_size: int = 224
-    seed: int = 0
-    epochs: int = 100
-    steps_per_epoch: int | None = None
-    schedule: Literal["cosine", "steps"] = "cosine"
-    batch_size: int = 64
-    lr: float = 0.05
-    weight_decay: float = 5e-4
-    max_grad_norm: float | None = None
-    workers: int = 4
-
-
-class Loaders(NamedTuple):
-    """What a student is trained on, what chooses its epoch, what tests it; how many classes."""
-
-    train: DataLoader[Any]
-    validation: DataLoader[Any]
-    test: DataLoader[Any]
-    classes: int
+from .settings import Settings
+from .weights import imagenet_weights, load_weights, read_weights, renormalization
 
 
 class Result(NamedTuple):
@@ -72,7 +29,18 @@ class Result(NamedTuple):
     test: Accuracy
 
 
-def train_method(
+def train_and_test(
+    accelerator: Accelerator, settings: Settings, loaders: Loaders, output: Path
+) -> Result:
+    """Trains a student by one method and tests the one that was best on validation data.
+
+    The arguments are those of :func:`train_student`.
+    """
+    validation = train_student(accelerator, settings, loaders, output)
+    return Result(validation, test_best(accelerator, settings, loaders, output))
+
+
+def train_student(
     accelerator: Accelerator,
     settings: Settings,
     loaders: Loaders,
@@ -134,19 +102,6 @@ def test_best(
     return accuracy
 
 
-def shuffled(
-    dataset: Dataset[Any], settings: Settings, options: Mapping[str, Any]
-) -> DataLoader[Any]:
-    """Returns a loader in random order, with as many steps an epoch as the settings say.
-
-    A data set that is shorter than that is gone through several times.
-    """
-    if settings.steps_per_epoch is None:
-        return DataLoader(dataset, shuffle=True, **options)
-    count = settings.steps_per_epoch * settings.batch_size
-    return DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=count), **options)
-
-
 def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:
     if settings.schedule == "cosine":
         return CosineAnnealingLR(optimizer, settings.epochs)
@@ -171,7 +126,7 @@ def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
         teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
     )
     example = torch.zeros(1, 3, settings.image_size, settings.image_size)
-    inputs = renormalisation(teacher) if settings.teacher_weights is None else None
+    inputs = renormalization(teacher) if settings.teacher_weights is None else None
     return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs)
 
 

@@ -7,15 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from paper.settings import Settings
+
+from .loaders import Loaders, shuffled
 from .small_images import Images, SmallImages
-from .splits import train_and_validation, with_unlabelled
-from .transfer import Loaders, Settings, shuffled
+from .splits import train_and_validation, with_unlabeled
 
 _PADDING = 4  # of the crops; the wide residual networks' recipe
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Makes whole batches at once, on the device: crops and flips if asked to, then normalises.
+    """Makes whole batches at once, on the device: crops and flips if asked to, then normalizes.
 
     Grey images get three equal channels.
 
@@ -38,13 +40,13 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Returns normalised images ``(len(indices), 3, H, W)`` and labels."""
+        """Returns normalized images ``(len(indices), 3, H, W)`` and labels."""
         chosen = torch.as_tensor(indices, device=self.labels.device)
         pixels = self.pixels[chosen]
         if self.augmented:
             pixels = _cropped(_flipped(pixels) if self.flips else pixels)
-        normalised = (pixels.float() - self.mean) / self.std
-        return normalised.expand(-1, 3, -1, -1), self.labels[chosen]
+        normalized = (pixels.float() - self.mean) / self.std
+        return normalized.expand(-1, 3, -1, -1), self.labels[chosen]
 
 
 def _flipped(pixels: Tensor) -> Tensor:
@@ -63,12 +65,12 @@ def _cropped(pixels: Tensor) -> Tensor:
     return padded.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
 
 
-def small_loaders(
+def small_image_loaders(
     settings: Settings,
     data: SmallImages,
     device: torch.device,
     *,
-    normalised_as: SmallImages | None = None,
+    normalized_as: SmallImages | None = None,
 ) -> Loaders:
     """Draws a student's images, and holds a part of those with labels out for validation.
 
@@ -76,15 +78,15 @@ def small_loaders(
         settings: of the run.
         data: the student's data set.
         device: where batches are made.
-        normalised_as: the data set whose statistics apply, the teacher's; None is the student's.
+        normalized_as: the data set whose statistics apply, the teacher's; None is the student's.
     """
     labels, n = data.train.labels.tolist(), settings.images_per_class
     known = n if settings.labels_per_class is None else settings.labels_per_class
     train, held_out = train_and_validation(labels, known, seed=settings.seed)
     targets = data.train.labels
     if settings.labels_per_class is not None:
-        train, targets = with_unlabelled(labels, train, held_out, n, seed=settings.seed)
-    statistics = normalised_as or data
+        train, targets = with_unlabeled(labels, train, held_out, n, seed=settings.seed)
+    statistics = normalized_as or data
     like = SmallImages(data.train, data.test, data.format, statistics.mean, statistics.std)
 
     def batches(images: Images, augmented: bool) -> Batches:

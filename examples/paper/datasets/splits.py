@@ -1,4 +1,4 @@
-"""N images a class, a fifth of them held out for validation."""
+"""N images per class, a fifth of them held out for validation."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ def train_and_validation(
 ) -> tuple[list[int], list[int]]:
     """Draws what a student is trained on, and holds a part of it out.
 
-    The paper's N images a class are what is provided for training, and 20 % of that is for
-    validation: of 5 images a class, 4 are trained on and 1 chooses the epoch.
+    The paper's N images per class are what is provided for training, and 20 % of that is for
+    validation: of 5 images per class, 4 are trained on and 1 chooses the epoch.
 
     Args:
         labels: the class of each image.
-        n: how many images a class; None is all.
+        n: how many images per class; None is all.
         seed: of the draw.
         held_out: the part of each class for validation; one image at least.
 
@@ -40,7 +40,7 @@ def train_and_validation(
         if count == len(indices):
             raise ValueError(
                 f"train_and_validation, n: expected two images of class {label}, one of them for "
-                "validation; got one. Ask for more images a class."
+                "validation; got one. Ask for more images per class."
             )
         order = torch.randperm(len(indices), generator=generator).tolist()
         validation += [indices[i] for i in order[:count]]
@@ -48,9 +48,9 @@ def train_and_validation(
     return sorted(train), sorted(validation)
 
 
-def with_unlabelled(
+def with_unlabeled(
     labels: Sequence[int],
-    labelled: Sequence[int],
+    labeled: Sequence[int],
     held_out: Sequence[int],
     images: int | None,
     *,
@@ -64,17 +64,17 @@ def with_unlabelled(
 
     Args:
         labels: the class of each image.
-        labelled: the indices of the images for training whose labels are known.
+        labeled: the indices of the images for training whose labels are known.
         held_out: those for validation; a student sees neither their images nor their labels.
-        images: how many images a class there are in all; None is all.
+        images: how many images per class there are in all; None is all.
         seed: of the draw, that of :func:`train_and_validation`.
 
     Returns:
         The indices for training, and all labels with -100 for those that are not known.
     """
     drawn = range(len(labels)) if images is None else images_per_class(labels, images, seed=seed)
-    unlabelled = set(drawn) - set(labelled) - set(held_out)
-    train = sorted(unlabelled) + [*labelled] * max(1, round(len(unlabelled) / len(labelled)))
+    unlabeled = set(drawn) - set(labeled) - set(held_out)
+    train = sorted(unlabeled) + [*labeled] * max(1, round(len(unlabeled) / len(labeled)))
     known = torch.full((len(labels),), IGNORE_INDEX)
-    known[list(labelled)] = torch.as_tensor(labels)[list(labelled)]
+    known[list(labeled)] = torch.as_tensor(labels)[list(labeled)]
     return train, known

@@ -1,0 +1,9 @@
+"""Data sets of the paper's tables.
+
+- ``photographs``: CUB-200-2011 and MIT-67 as they lie on disk; ``photograph_loaders``: batches of
+  them, cropped and normalized; ``archives``: fetching and unpacking.
+- ``small_images``: CIFAR, Fashion-MNIST, MNIST and digits in memory; ``small_image_loaders``:
+  batches of them, made on the device; ``idx_files``: the format of both MNISTs.
+- ``splits``: N images per class, a fifth of them for validation; ``loaders``: what both kinds of
+  images end in.
+"""

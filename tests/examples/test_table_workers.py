@@ -1,0 +1,248 @@
+"""Workers that share a table's runs, with runs that only say that they were made."""
+
+import json
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("filelock", reason="needs the examples extra")
+
+from paper.tables import workers
+from paper.tables.cells import Cell, Run, cells_of
+from paper.tables.plans import plan_of
+from paper.tables.workers import FinishedRuns, MixedRunsError, work
+
+MADE_WITH = {None: {"data": "abc", "epochs": 10}, "teacher": {"data": "abc"}}
+SEARCHES, TESTS = 3 * 2, 3  # of a method with three choices
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch):
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.02)
+
+
+def cells(*methods: str, regimes: tuple[int, ...] = (10,)) -> list[Cell]:
+    plan = replace(plan_of("1a", "small"), methods=methods, regimes=regimes)
+    return cells_of(plan)
+
+
+def record_of(run: Run) -> dict:
+    """A lambda of 30 is the best on average, one of 100 with the first seed."""
+    luck = 5 if run.choice.get("mi") == 100 and run.seed == 100 else 0
+    validation = {5: 99, 10: 60, 30: 70, 100: 67}[run.choice.get("mi", 10)] + luck
+    made = {"student": "small", "pretrained": False, **MADE_WITH[None]}
+    return {**made, "stage": run.stage, "seed": run.seed, **run.choice, "validation": validation}
+
+
+class Log:
+    """Makes runs up, and remembers them."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.runs, self.seconds = [], seconds
+
+    def execute(self, run: Run) -> dict:
+        self.runs.append(run.name)
+        time.sleep(self.seconds)
+        return record_of(run)
+
+
+def finished_in(folder: Path) -> FinishedRuns:
+    return FinishedRuns(folder / "table.jsonl", MADE_WITH)
+
+
+def work_in(folder: Path, of: list[Cell], log: Log) -> list[dict]:
+    work(of, finished_in(folder), folder / "locks", log.execute)
+    return finished_in(folder).read()
+
+
+def in_thread(folder: Path, of: list[Cell], log: Log) -> threading.Thread:
+    thread = threading.Thread(target=work_in, args=(folder, of, log))
+    thread.start()
+    return thread
+
+
+def wait_until(happened) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end, "it did not happen within a minute"
+        time.sleep(0.01)
+
+
+def test_the_choice_of_the_best_mean_is_tested_with_every_seed_after_the_search(tmp_path):
+    log = Log()
+    records = work_in(tmp_path, cells("mi"), log)
+    assert len(log.runs) == SEARCHES + TESTS
+    assert [record["stage"] for record in records] == ["search"] * SEARCHES + ["test"] * TESTS
+    tested = [(record["seed"], record["mi"]) for record in records if record["stage"] == "test"]
+    assert tested == [(0, 30.0), (1, 30.0), (2, 30.0)]
+
+
+def test_of_equal_choices_the_first_is_tested(tmp_path):
+    (cell,) = cells("mi")
+    finished = {run.name: {"validation": 50.0} for run in cell.searches()}
+    assert cell.chosen(finished) == {"mi": 10.0}
+    finished.popitem()
+    assert cell.chosen(finished) is None
+    assert cell.wanted(finished) == cell.searches()
+
+
+def test_without_an_alternative_nothing_is_searched(tmp_path):
+    records = work_in(tmp_path, cells("student"), Log())
+    assert [record["stage"] for record in records] == ["test"] * TESTS
+
+
+def test_what_is_finished_is_not_run_again(tmp_path):
+    first, second = Log(), Log()
+    records = work_in(tmp_path, cells("mi", "student"), first)
+    assert work_in(tmp_path, cells("mi", "student"), second) == records
+    assert second.runs == []
+
+
+def test_more_seeds_or_methods_add_what_is_missing_and_other_lines_stay(tmp_path):
+    work_in(tmp_path, cells("student"), Log())
+    (cell,) = cells("student")
+    more = [replace(cell, plan=replace(cell.plan, test_seeds=(0, 1, 2, 3)))]
+    log = Log()
+    records = work_in(tmp_path, more + cells("mi"), log)
+    assert len(log.runs) == 1 + SEARCHES + TESTS
+    assert len(records) == TESTS + len(log.runs)
+
+
+def test_workers_share_the_runs_and_none_is_made_twice(tmp_path):
+    logs = [Log(seconds=0.05), Log(seconds=0.05)]
+    threads = [in_thread(tmp_path, cells("mi", "at"), log) for log in logs]
+    for thread in threads:
+        thread.join()
+    assert all(log.runs for log in logs)
+    counts = Counter(logs[0].runs + logs[1].runs)
+    assert len(counts) == 2 * (SEARCHES + TESTS)
+    assert set(counts.values()) == {1}
+
+
+def test_a_living_workers_run_is_waited_for(tmp_path):
+    (cell,) = cells("student")
+    of = [replace(cell, plan=replace(cell.plan, test_seeds=(0,)))]
+    slow, other = Log(seconds=0.5), Log()
+    thread = in_thread(tmp_path, of, slow)
+    wait_until(lambda: slow.runs)
+    records = work_in(tmp_path, of, other)
+    thread.join()
+    assert (len(slow.runs), other.runs, len(records)) == (1, [], 1)
+
+
+def work_without_end(folder: Path) -> None:
+    def execute(run: Run) -> dict:
+        (folder / "taken").write_text(run.name)
+        time.sleep(600)
+        return {}
+
+    work(cells("student"), finished_in(folder), folder / "locks", execute)
+
+
+def test_a_killed_workers_run_is_taken_up_by_a_waiting_one(tmp_path):
+    killed = multiprocessing.get_context("spawn").Process(target=work_without_end, args=[tmp_path])
+    killed.start()
+    try:
+        wait_until((tmp_path / "taken").exists)
+        log = Log()
+        thread = in_thread(tmp_path, cells("student"), log)
+        wait_until(lambda: len(finished_in(tmp_path).read()) == TESTS - 1)
+        time.sleep(0.2)
+        taken = (tmp_path / "taken").read_text()
+        assert taken not in log.runs  # while its worker lives
+    finally:
+        killed.kill()
+        killed.join()
+    thread.join(timeout=60)
+    assert log.runs[-1] == taken
+    assert len(log.runs) == len(finished_in(tmp_path).read()) == TESTS
+
+
+def test_a_run_that_fails_is_said_and_made_again_by_the_next_worker(tmp_path):
+    def execute(run: Run) -> dict:
+        raise MemoryError("no memory left")
+
+    with pytest.raises(MemoryError, match="no memory left"):
+        work(cells("student"), finished_in(tmp_path), tmp_path / "locks", execute)
+    log = Log()
+    assert len(work_in(tmp_path, cells("student"), log)) == len(log.runs) == TESTS
+
+
+def test_a_run_of_a_grid_that_has_changed_is_no_choice(tmp_path):
+    (cell,) = cells("mi")
+    old = Run(cell, "search", 100, {"mi": 5.0})
+    finished_in(tmp_path).append({"run": old.name, **record_of(old)})
+    log = Log()
+    records = work_in(tmp_path, [cell], log)
+    assert len(log.runs) == SEARCHES + TESTS
+    assert {record["mi"] for record in records if record["stage"] == "test"} == {30.0}
+
+
+def test_a_worker_that_is_killed_while_it_writes_leaves_the_file_whole(tmp_path, monkeypatch):
+    (cell,) = cells("student")
+    runs = cell.tests({})
+    finished = finished_in(tmp_path)
+    finished.append({"run": runs[0].name, **record_of(runs[0])})
+    written = finished.path.read_text()
+
+    def die(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            finished.append({"run": runs[1].name, **record_of(runs[1])})
+    assert finished.path.read_text() == written
+    assert len(work_in(tmp_path, [cell], Log())) == TESTS
+
+
+def test_records_that_workers_add_at_once_are_all_there(tmp_path):
+    def add(worker: int) -> None:
+        for index in range(20):
+            run = {"run": f"{worker}-{index}", "student": "small", "pretrained": False}
+            finished_in(tmp_path).append({**run, **MADE_WITH[None]})
+
+    threads = [threading.Thread(target=add, args=[worker]) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(finished_in(tmp_path).by_name()) == 60
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": "xyz"}, "table.jsonl: expected runs with data abc; got one with xyz"),
+        ({"epochs": 20}, "expected runs with epochs 10; got one with 20. Choose another --output"),
+        ({"data": "xyz", "pretrained": True, "student": "teacher"}, "data abc; got one with xyz"),
+    ],
+)
+def test_runs_made_with_something_else_are_named_and_not_mixed(tmp_path, changed, message):
+    record = {"run": "one", "student": "small", "pretrained": False, **MADE_WITH[None], **changed}
+    finished = finished_in(tmp_path)
+    with pytest.raises(MixedRunsError, match=message):
+        finished.append(record)
+    assert finished.read() == []
+    finished.path.write_text(json.dumps(record) + "\n")
+    log = Log()
+    with pytest.raises(MixedRunsError, match=message):
+        work_in(tmp_path, cells("student"), log)
+    assert log.runs == []
+
+
+def test_runs_of_another_revision_are_named(tmp_path):
+    finished = finished_in(tmp_path)
+    for index, revision in enumerate(["new", "old", "older"]):
+        run = {"run": str(index), "student": "small", "pretrained": False, "revision": revision}
+        finished.append({**run, **MADE_WITH[None]})
+    message = finished.others("revision", "new")
+    assert (
+        "table.jsonl: 2 of 3 runs are of revision old, older; the next ones are of new" in message
+    )
+    assert finished_in(tmp_path / "empty").others("revision", "new") == ""
