@@ -246,3 +246,12 @@ def test_runs_of_another_revision_are_named(tmp_path):
         "table.jsonl: 2 of 3 runs are of revision old, older; the next ones are of new" in message
     )
     assert finished_in(tmp_path / "empty").others("revision", "new") == ""
+
+
+def test_a_run_that_another_worker_finished_since_they_were_listed_is_not_made(tmp_path):
+    work_in(tmp_path, cells("student"), Log())
+    finished, log = finished_in(tmp_path), Log()
+    now, looks = finished.by_name, []
+    finished.by_name = lambda: now() if looks else looks.append(1) or {}
+    work(cells("student"), finished, tmp_path / "locks", log.execute)
+    assert log.runs == []
