@@ -1,11 +1,11 @@
-"""The README's recipes, each on models that have its names."""
+"""The recipes of the library's page, each on models that have its names."""
 
 import re
 
 import pytest
 import torch
 from paper.models import VGG9, WideResNet
-from test_readme import README, blocks
+from _pages import LIBRARY, blocks
 
 from vid_loss import Distiller
 
@@ -15,9 +15,9 @@ torchvision = pytest.importorskip("torchvision")
 
 
 def recipes() -> dict:
-    (code,) = (block.values[2] for block in blocks() if "recipes = {" in block.values[2])
+    (block,) = (block for block in blocks(LIBRARY, "python") if "recipes = {" in block.code)
     names: dict = {}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(block.code, str(block), "exec"), names)
     return names["recipes"]
 
 
