@@ -11,6 +11,7 @@ HISTORY = ROOT / "CHANGELOG.md"  # names what is gone
 OURS = "https://github.com/vid-loss/vid-loss/blob/main/"
 OUR_PICTURES = "https://raw.githubusercontent.com/vid-loss/vid-loss/main/"
 LINK = re.compile(r"(?P<picture>!?)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+PATH = re.compile(r"(?<![\w/.-])(?:examples|tests|vid_loss|integrations|\.ci)/[\w./-]*\w")
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from paper.models import VGG9, WideResNet
 from _pages import LIBRARY, blocks
+from paper.models import VGG9, WideResNet
 
 from vid_loss import Distiller
 
