@@ -1,6 +1,7 @@
 """The sum over pairs in the paper's equation (2), for any training loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -83,20 +84,19 @@ class Distiller(PairTerms):
         student_layers = [pair.student for pair in by_name.values()]
         teacher_layers = [pair.teacher for pair in by_name.values()]
         args, kwargs = as_call(example, "Distiller, example")
-        source = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
-        try:
+        with ExitStack() as undo:
+            source = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
+            undo.callback(source.tap.close)
+            tap = FeatureTap(student, student_layers, record="training", owner="student")
+            undo.callback(tap.close)
             with undisturbed(unwrap(student), unwrap(teacher)):
-                with FeatureTap(student, student_layers, owner="student") as tap:
-                    tap.model(*args, **kwargs)
-                    student_features = tap.collect()
+                student_features = tap.read(*args, **kwargs)
                 teacher_features = source.features(args, kwargs)
                 super().__init__(by_name, student_features, teacher_features, mask_in(kwargs))
-            if stop_teacher:  # not before the example has run to its end, with all checks
-                source.stop_early()
-            self._tap = FeatureTap(student, student_layers, train_only=True, owner="student")
-        except BaseException:
-            source.tap.close()
-            raise
+            undo.pop_all()
+        if stop_teacher:  # not before the example has run to its end, with all checks
+            source.stop_early()
+        self._tap = tap
         self._teacher = source
         self._head_check = HeadCheck()
         self.cache = cache

@@ -1,13 +1,14 @@
 """The frozen network that is learnt from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .taps import Complete, FeatureTap
+from .taps import FeatureTap
 
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -54,25 +55,21 @@ class Teacher:
         inputs: Callable[..., Inputs] | None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.model = model
-        self.tap = FeatureTap(model, layers, owner="teacher")
         # The user may run the teacher for other ends: nothing is kept from those forwards.
-        self.tap.recorder.enabled = False
+        self.tap = FeatureTap(model, layers, record="read", owner="teacher")
         self.inputs = inputs
         self.dtype = dtype
         self._borrowed = False
 
     def stop_early(self) -> None:
         """From now on, ends each forward at the last tapped layer."""
-        self.tap.recorder.stop_after = len(self.tap.specs)
+        self.tap.stop_early()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Another tap on the same model: nothing of it is trained, so an EMA need not double it."""
-        twin = Teacher(self.model, self.tap.specs, self.inputs, self.dtype)
-        twin.tap.recorder.stop_after = self.tap.recorder.stop_after
+        twin = copy.copy(self)
+        twin.tap = copy.copy(self.tap)
         twin._borrowed = True
-        if self.tap.closed:
-            twin.tap.close()
         return twin
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -112,19 +109,12 @@ class Teacher:
         in_train_mode = [module for module in self.tap.model.modules() if module.training]
         for module in in_train_mode:
             module.training = False
-        stops = self.tap.recorder.stop_after is not None and not torch.compiler.is_compiling()
-        restoring = _own_forwards(self.tap.model) if stops else nullcontext()
-        self.tap.recorder.enabled = True
         try:
-            with self._precision(), restoring:
-                self.model(*args, **kwargs)
-        except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
-            pass
+            with self._precision():
+                return self.tap.read(*args, **kwargs)
         finally:
-            self.tap.recorder.enabled = False
             for module in in_train_mode:
                 module.training = True
-        return self.tap.collect()
 
     def _precision(self) -> AbstractContextManager[Any]:
         parameters = list(self.tap.model.parameters())
@@ -144,20 +134,3 @@ def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
         return []  # it has no such count
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     return [x._version for x in tensors if not x.is_inference()]
-
-
-@contextmanager
-def _own_forwards(model: nn.Module) -> Iterator[None]:
-    """Puts back each module's ``forward`` after one that ends early.
-
-    transformers 4.57 replaces it for the length of a call, to record hidden states, and does not
-    put it back when an exception comes through.
-    """
-    own = [(vars(module), vars(module).get("forward")) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for attributes, forward in own:
-            attributes.pop("forward", None)
-            if forward is not None:
-                attributes["forward"] = forward

@@ -12,13 +12,14 @@ from transformers.utils.generic import ModelOutput
 
 from vid_loss.distiller import Distiller
 from vid_loss.guards import holds_all
+from vid_loss.taps import UncopiedHook
 from vid_loss.terms import total
 
 HEADS = "vid_heads"
 FIELD = "transfer_loss"
 
 
-class StudentHeads:
+class StudentHeads(UncopiedHook):
     """Makes a distiller's heads a child of its student, and their loss a field of its output.
 
     Under DDP and FSDP the heads must be parameters of the wrapped model, run in its forward and
@@ -50,7 +51,7 @@ class StudentHeads:
         self.student._keys_to_ignore_on_save = keys | set(self._ignored or ())  # type: ignore[assignment]  # a class attribute of transformers, not a tensor
 
     def __call__(self, module: Any, args: Any, output: Any) -> Any:
-        """Adds the transfer terms to the student's output; a copy of the student keeps its own."""
+        """Adds the transfer terms to the student's output; a replica of it is left alone."""
         if (
             self.teacher_features is None
             or module is not self.student
@@ -88,22 +89,6 @@ class StudentHeads:
         self.student._modules.pop(HEADS, None)
         self.student._keys_to_ignore_on_save = self._ignored  # type: ignore[assignment]  # as above
         self.distiller.close()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StudentHeads":
-        """A copy of the student keeps this hook, which does nothing for it."""
-        return self
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        """A pickle of the student takes neither distiller nor teacher along."""
-        return _load_inert, ()
-
-
-def _inert(*_: Any) -> None:
-    """What the hook becomes in a pickle of the student."""
-
-
-def _load_inert() -> Callable[..., None]:
-    return _inert
 
 
 def with_transfer(output: Any, transfer: Tensor) -> Any:

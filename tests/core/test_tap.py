@@ -157,7 +157,7 @@ def test_unknown_layer_lists_the_closest_names():
 
 def test_collect_says_that_no_forward_was_recorded():
     model = TinyCNN(4)
-    tap = FeatureTap(model, ["fc"], train_only=True, owner="student")
+    tap = FeatureTap(model, ["fc"], record="training", owner="student")
     message = "student has not run forward in train mode with gradients on"
     with pytest.raises(RuntimeError, match=message):
         tap.collect()
@@ -177,9 +177,9 @@ def test_collect_says_that_no_forward_was_recorded():
 
 def test_evaluation_keeps_no_tensor_alive():
     model = TinyCNN(4).eval()
-    tap = FeatureTap(model, ["stage1"], train_only=True)
+    tap = FeatureTap(model, ["stage1"], record="training")
     model(images())
-    assert not tap.recorder.captures
+    assert not tap._recorder.captures
 
 
 def test_a_layer_called_outside_the_models_forward_is_not_recorded():
@@ -223,19 +223,19 @@ def test_a_feature_changed_in_place_is_named_with_the_layer_to_tap(inplace):
 
 def test_the_last_forward_counts():
     model = TinyCNN(4)
-    with FeatureTap(model, ["fc"], train_only=True) as tap:
+    with FeatureTap(model, ["fc"], record="training") as tap:
         model(images(8))
         output = model(images(3))
         assert tap.collect()["fc"] is output
 
 
-def test_a_disabled_tap_records_nothing():
+def test_a_tap_may_record_the_forwards_that_it_makes_alone():
     model = TinyCNN(4)
-    tap = FeatureTap(model, ["fc"])
-    tap.recorder.enabled = False
-    model(images())
+    tap = FeatureTap(model, ["fc"], record="read")
+    expected = model(images())
     with pytest.raises(RuntimeError, match="has not run forward"):
         tap.collect()
+    torch.testing.assert_close(tap.read(images())["fc"], expected)
 
 
 def test_close_removes_every_hook_and_may_be_repeated():
@@ -271,8 +271,8 @@ def test_a_forward_that_raises_leaves_no_feature():
     model.fc = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(images())
-    assert not tap.recorder.captures
-    assert not tap.recorder.armed
+    assert not tap._recorder.captures
+    assert not tap._recorder.armed
     with pytest.raises(RuntimeError, match="has not run forward"):
         tap.collect()
 
@@ -310,7 +310,7 @@ def test_a_pickled_model_is_a_plain_model():
 
 def test_a_copy_of_a_tap_taps_the_copied_model():
     model = TinyCNN(4)
-    tap = FeatureTap(model, ["fc"], train_only=True)
+    tap = FeatureTap(model, ["fc"], record="training")
     twin = copy.deepcopy({"model": model, "tap": tap})
     output = twin["model"](images())
     assert twin["tap"].collect()["fc"] is output
@@ -338,7 +338,7 @@ class Checkpointed(nn.Module):
 def test_checkpointing_without_reentry_gives_the_same_gradients():
     torch.manual_seed(0)
     model = Checkpointed(use_reentrant=False)
-    tap = FeatureTap(model, ["middle.0"], train_only=True)
+    tap = FeatureTap(model, ["middle.0"], record="training")
     model(torch.ones(3, 2))
     feature = tap.collect()["middle.0"]
     (feature.square().sum()).backward()
@@ -352,11 +352,11 @@ def test_checkpointing_without_reentry_gives_the_same_gradients():
 
 def test_reentrant_checkpointing_in_the_middle_is_refused_and_at_its_end_is_fine():
     model = Checkpointed(use_reentrant=True)
-    with FeatureTap(model, ["middle.0"], train_only=True) as tap:
+    with FeatureTap(model, ["middle.0"], record="training") as tap:
         model(torch.ones(3, 2))
         with pytest.raises(RuntimeError, match=r"without its gradient.*use_reentrant=False"):
             tap.collect()
-    with FeatureTap(model, [""], train_only=True) as tap:
+    with FeatureTap(model, [""], record="training") as tap:
         model(torch.ones(3, 2)).sum().backward()
         tap.collect()[""]
 
@@ -364,7 +364,7 @@ def test_reentrant_checkpointing_in_the_middle_is_refused_and_at_its_end_is_fine
 def test_frozen_lower_layers_are_legitimate():
     model = TinyCNN(4)
     model.stage1.requires_grad_(False)
-    with FeatureTap(model, ["stage1"], train_only=True) as tap:
+    with FeatureTap(model, ["stage1"], record="training") as tap:
         model(images())
         assert not tap.collect()["stage1"].requires_grad
 

@@ -240,7 +240,7 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     add_vid_arguments(parser)
     options = ["--vid-teacher-checkpoint", str(teacher), "--vid-stop-teacher"]
     task = vid_task(parser.parse_args([*VID, *options]), plain)
-    assert task.get_trainable_module().distiller._teacher.tap.recorder.stop_after == 4
+    assert task.get_trainable_module().distiller._teacher.tap.stops_early
     assert task.create_evaluator is plain.create_evaluator
     assert task.criterion is plain.criterion
 

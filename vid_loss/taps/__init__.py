@@ -1,7 +1,7 @@
 """Features of named layers, read by forward hooks while a model runs."""
 
-from ._hooks import Complete
+from ._hooks import UncopiedHook
 from ._layers import unwrap
 from .tap import FeatureTap
 
-__all__ = ["Complete", "FeatureTap", "unwrap"]
+__all__ = ["FeatureTap", "UncopiedHook", "unwrap"]

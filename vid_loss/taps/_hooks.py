@@ -1,12 +1,16 @@
 """The hooks of a tap, and what they write to."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ._layers import LayerSpec
+
+Mode = Literal["always", "training", "read"]
 
 
 class Capture(NamedTuple):
@@ -14,7 +18,8 @@ class Capture(NamedTuple):
 
     tensor: Tensor
     version: int | None  # None where torch keeps no version: compiled, or in inference mode
-    grad_enabled: bool
+    without_grad: Literal["", "no_grad", "checkpoint"]  # what turned them off in training
+    calls: int
 
 
 class Complete(Exception):
@@ -27,36 +32,67 @@ class Recorder:
     It knows no module, so that hooks keep neither a tap nor a model alive.
 
     Attributes:
+        mode: which forwards are recorded.
         stop_after: end the forward with :class:`Complete` when so many layers have been read.
+        copied: whether the model has been deep-copied since it was tapped.
+        compiled: whether the last forward was a compiled one.
+        armed: whether a forward is being recorded.
+        inside: whether the model is running, recorded or not.
+        ran: whether a recorded forward has ended.
+        passed: why the last forward was not recorded, in words.
+        outside: a tapped layer that ran while the model did not.
+        captures: the features of the last recorded forward.
     """
 
-    def __init__(self, train_only: bool) -> None:
-        self.train_only = train_only
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
         self.stop_after: int | None = None
-        self.enabled = True
-        self.armed = False
-        self.ran = False
-        self.captures: dict[str, Capture] = {}
-        self.calls: dict[str, int] = {}
+        self.copied = False
+        self.compiled = False
+        self.inside = False
+        self.clear()
 
     def clear(self) -> None:
         """Forgets the last forward."""
         self.armed = False
         self.ran = False
-        self.captures = {}
-        self.calls = {}
+        self.passed = ""
+        self.outside = ""
+        self.captures: dict[str, Capture] = {}
 
     def record(self, key: str, tensor: Tensor) -> None:
         """Keeps a reference to a layer's feature."""
         # Store only: an operation here would be recomputed by checkpointing, or lost by it.
-        untracked = torch.compiler.is_compiling() or tensor.is_inference()
-        version = None if untracked else tensor._version
-        self.captures[key] = Capture(tensor, version, torch.is_grad_enabled())
-        self.calls[key] = self.calls.get(key, 0) + 1
+        compiling = torch.compiler.is_compiling()
+        version = None if compiling or tensor.is_inference() else tensor._version
+        without_grad: Literal["", "no_grad", "checkpoint"] = ""
+        if self.mode == "training" and not torch.is_grad_enabled():
+            reentrant = not compiling and _in_reentrant_checkpoint()
+            without_grad = "checkpoint" if reentrant else "no_grad"
+        earlier = self.captures.get(key)
+        calls = 1 if earlier is None else earlier.calls + 1
+        self.captures[key] = Capture(tensor, version, without_grad, calls)
         if len(self.captures) == self.stop_after:
             # As at the end of a forward, so that nobody takes this for one that failed.
             self.armed, self.ran = False, True
             raise Complete
+
+    def note_outside(self, key: str) -> None:
+        """Remembers that a layer ran although the model was not called."""
+        # Backward runs checkpointed layers again, which is nobody's mistake.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.outside = key
+
+
+def _in_reentrant_checkpoint() -> bool:
+    """Whether gradients are off because torch's checkpoint turned them off, not the model."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        inside_checkpoint = frame.f_globals.get("__name__") == "torch.utils.checkpoint"
+        if inside_checkpoint and frame.f_code.co_name == "forward":
+            return True
+    return False
 
 
 def _inert(*_: Any) -> None:
@@ -67,17 +103,19 @@ def _load_inert() -> Callable[..., None]:
     return _inert
 
 
-class _Hook:
-    """A hook that does not follow its model into a copy, a pickle or an EMA."""
+class UncopiedHook:
+    """A hook that does nothing in a copy, a pickle or an EMA of its model."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return _inert
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
         return _load_inert, ()
+
+
+class _Hook(UncopiedHook):
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
 
 
 class Arm(_Hook):
@@ -86,11 +124,20 @@ class Arm(_Hook):
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Starts recording, unless this forward is not one to record."""
         recorder = self.recorder
-        if recorder.enabled and (
-            not recorder.train_only or (module.training and torch.is_grad_enabled())
-        ):
-            recorder.clear()
-            recorder.armed = True
+        recorder.inside = True
+        if recorder.mode == "read":
+            return
+        if recorder.mode == "training" and not (module.training and torch.is_grad_enabled()):
+            recorder.passed = "with gradients off" if module.training else "in eval mode"
+            return
+        recorder.clear()
+        recorder.armed = True
+        recorder.compiled = torch.compiler.is_compiling()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """Notes the copy: it may be what is trained from now on, and nothing of it is read."""
+        self.recorder.copied = True
+        return super().__deepcopy__(memo)
 
 
 class Disarm(_Hook):
@@ -113,6 +160,7 @@ class Abandon(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forgets what was recorded of a forward that did not end."""
+        self.recorder.inside = False
         if self.recorder.armed:
             self.recorder.clear()
 
@@ -128,9 +176,10 @@ class Output(_Layer):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Records what the layer returned."""
-        # Backward runs checkpointed layers again: by then the recorder is not armed.
         if self.recorder.armed:
             self.recorder.record(self.spec.text, self.spec.select(output))
+        elif not self.recorder.inside:
+            self.recorder.note_outside(self.spec.text)
 
 
 class Input(_Layer):
@@ -145,3 +194,22 @@ class Input(_Layer):
             if not entries and args:
                 value = args[0]
             self.recorder.record(self.spec.text, self.spec.select(value))
+        elif not self.recorder.inside:
+            self.recorder.note_outside(self.spec.text)
+
+
+@contextmanager
+def own_forwards(model: nn.Module) -> Iterator[None]:
+    """Puts back each module's ``forward`` after one that ends early.
+
+    transformers 4.57 replaces it for the length of a call, to record hidden states, and does not
+    put it back when an exception comes through.
+    """
+    own = [(vars(module), vars(module).get("forward")) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, forward in own:
+            attributes.pop("forward", None)
+            if forward is not None:
+                attributes["forward"] = forward

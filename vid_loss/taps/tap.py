@@ -3,13 +3,17 @@
 import copy
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ._hooks import Abandon, Arm, Capture, Disarm, Input, Output, Recorder
+from . import _causes
+from ._hooks import Abandon, Arm, Complete, Disarm, Input, Mode, Output, Recorder, own_forwards
 from ._layers import LayerSpec, find_layer, unwrap
+from ._places import Places
 
 
 class FeatureTap:
@@ -23,14 +27,17 @@ class FeatureTap:
     Args:
         model: the model; a ``torch.compile`` or data-parallel wrapper is looked through.
         layers: specs of the layers.
-        train_only: record only forwards in train mode with gradients on.
+        record: which forwards are recorded: all, those in ``"training"``, that is in train mode
+            with gradients on, or only those that :meth:`read` makes. It makes one that is recorded
+            in each case.
         owner: what messages call the model.
 
     Attributes:
-        recorder: what the hooks write to; ``recorder.enabled = False`` lets forwards pass.
+        model: the model, without any wrapper.
+        specs: the layers by what they were given as, in their order.
 
     Raises:
-        TypeError: if a spec is not a string.
+        TypeError: if a spec is not a string, or the model is TorchScript, which takes no hooks.
         ValueError: if a spec cannot be read or names no layer; the closest names are listed.
 
     Example:
@@ -48,24 +55,28 @@ class FeatureTap:
         model: nn.Module,
         layers: Iterable[str],
         *,
-        train_only: bool = False,
+        record: Mode = "always",
         owner: str = "model",
     ) -> None:
+        self._given = model
         self.model = unwrap(model)
         self.owner = owner
         self.specs = {text: LayerSpec.parse(text) for text in layers}
         modules = dict(self.model.named_modules(remove_duplicate=False))
-        for spec in self.specs.values():
-            find_layer(spec.name, modules, owner)
-        self.recorder = Recorder(train_only)
-        self._handles = self._register(modules)
+        tapped = {spec.name: find_layer(spec.name, modules, owner) for spec in self.specs.values()}
+        _causes.refuse_scripted({"": self.model, **tapped}, owner)
+        self._tapped = tapped
+        self._places = Places(self.model, tapped)
+        self._complete = False  # whether one forward has reached every layer
+        self._recorder = Recorder(record)
+        self._handles = self._register(tapped)
         # A tap that is dropped must not leave its hooks behind. The handles know neither tap nor
         # recorder, so this keeps nothing alive.
         self._finalizer = weakref.finalize(self, _remove, self._handles)
 
     def _register(self, modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
         # The order matters when a layer is the model itself: arm, capture, disarm.
-        recorder = self.recorder
+        recorder = self._recorder
         handles = [self.model.register_forward_pre_hook(Arm(recorder))]
         for spec in self.specs.values():
             module = modules[spec.name]
@@ -84,6 +95,53 @@ class FeatureTap:
         """Whether the hooks are gone."""
         return not self._finalizer.alive
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether :meth:`read` ends a forward at the last tapped layer."""
+        return self._recorder.stop_after is not None
+
+    def stop_early(self) -> None:
+        """From now on, has :meth:`read` end the model's forward at the last tapped layer.
+
+        With an exception that its callers do not see. It is for a tap that records nothing else.
+
+        Raises:
+            ValueError: if the tap records forwards of others, which would be ended as well.
+        """
+        if self._recorder.mode != "read":
+            raise ValueError(
+                'FeatureTap, stop_early: expected a tap with record="read"; got '
+                f"{self._recorder.mode!r}, which would end the forwards of others."
+            )
+        self._recorder.stop_after = len(self.specs)
+
+    def read(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Runs the model as it is, in its mode, and takes the features of that forward.
+
+        Args:
+            *args: positional inputs of the model.
+            **kwargs: keyword inputs of the model.
+
+        Returns:
+            The feature of each layer, by its spec.
+
+        Raises:
+            RuntimeError: as :meth:`collect`.
+        """
+        recorder = self._recorder
+        stops = recorder.stop_after is not None and not torch.compiler.is_compiling()
+        mode, recorder.mode = recorder.mode, "always"
+        try:
+            with own_forwards(self.model) if stops else nullcontext():
+                self._given(*args, **kwargs)
+        except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
+            pass
+        finally:
+            recorder.mode = mode
+        if not recorder.ran and not self.closed:
+            raise RuntimeError(_causes.silent_hooks(self.owner))
+        return self.collect()
+
     def collect(self) -> dict[str, Tensor]:
         """Takes the features of the last recorded forward, and forgets them.
 
@@ -91,61 +149,51 @@ class FeatureTap:
             The feature of each layer, by its spec.
 
         Raises:
-            RuntimeError: if the tap is closed, no forward was recorded, or a layer was not
-                reached, was reached twice, was changed in place afterwards, or was recorded
-                without its gradient (reentrant checkpointing).
+            RuntimeError: if the tap is closed, no forward was recorded, or a layer was replaced
+                or wrapped, was not reached, was reached twice, was changed in place afterwards,
+                or was recorded without its gradient.
         """
-        recorder = self.recorder
-        captures, calls, ran = recorder.captures, recorder.calls, recorder.ran
-        recorder.clear()
-        if not ran:
-            raise RuntimeError(self._nothing_recorded())
-        for text in self.specs:
-            self._check(text, captures.get(text), calls.get(text, 0))
-        return {text: captures[text].tensor for text in self.specs}
+        recorder = self._recorder
+        features = {}
+        try:
+            if not recorder.ran:
+                raise RuntimeError(self._nothing_recorded())
+            if not torch.compiler.is_compiling() and not self._places.intact():
+                message = self._displaced()
+                if message is not None:
+                    raise RuntimeError(message)
+            for text, spec in self.specs.items():
+                capture = recorder.captures.get(text)
+                if capture is None:
+                    raise RuntimeError(self._unreached(spec))
+                tensor = features[text] = capture.tensor
+                if (
+                    capture.calls > 1
+                    or (capture.version is not None and tensor._version != capture.version)
+                    or (capture.without_grad and not tensor.requires_grad)
+                ):
+                    raise RuntimeError(_causes.unusable(self.model, self.owner, spec, capture))
+        finally:
+            recorder.clear()
+        self._complete = True
+        return features
 
     def _nothing_recorded(self) -> str:
         if self.closed:
             return f"The {self.owner}'s tap is closed. Build a new one."
-        when = " in train mode with gradients on" if self.recorder.train_only else ""
-        return (
-            f"The {self.owner} has not run forward{when} since its features were last taken. "
-            "Call it on the batch first, once for each loss; in evaluation use the task loss "
-            "alone. If it was compiled and run before it was tapped, compile it again."
-        )
+        return _causes.nothing_recorded(self.owner, self._recorder)
 
-    def _check(self, text: str, capture: Capture | None, calls: int) -> None:
-        layer = f"Layer {text!r} of the {self.owner}"
-        if capture is None:
-            raise RuntimeError(
-                f"{layer} was not reached in the last forward. Tap a layer that this input runs "
-                "through as a module (checkpointing may call its children instead). Compile the "
-                "model after it was tapped; if models of one class are compiled in one process, "
-                "set torch._dynamo.config.skip_nnmodule_hook_guards = False before."
-            )
-        if calls > 1:
-            raise RuntimeError(
-                f"{layer} was reached {calls} times in one forward, so which call is meant is not "
-                "clear. Tap a layer around it, or give each call a module of its own."
-            )
-        if capture.version is not None and capture.tensor._version != capture.version:
-            raise RuntimeError(
-                f"{layer} was changed in place after it was read, so its feature is lost. "
-                f"{self._inplace_advice(text)}"
-            )
-        if self.recorder.train_only and not (capture.grad_enabled or capture.tensor.requires_grad):
-            raise RuntimeError(
-                f"{layer} was read without its gradient, inside a reentrant checkpoint. Use "
-                "gradient checkpointing with use_reentrant=False, or tap the checkpoint's end."
-            )
+    def _unreached(self, spec: LayerSpec) -> str:
+        compiled = self._recorder.compiled
+        return _causes.unreached(self.model, self.owner, spec, compiled, self._complete)
 
-    def _inplace_advice(self, text: str) -> str:
-        modules = dict(self.model.named_modules(remove_duplicate=False))
-        names = list(modules)
-        for name in names[names.index(self.specs[text].name) + 1 :]:
-            if getattr(modules[name], "inplace", False):
-                return f"The next in-place layer is {name!r}: tap that, or set inplace=False."
-        return "Tap the layer that changes it, or make that operation not in place."
+    def _displaced(self) -> str | None:
+        for spec in self.specs.values():
+            message = _causes.displaced(self.model, self.owner, spec, self._tapped[spec.name])
+            if message is not None:
+                return message
+        self._places.update()
+        return None
 
     def clear(self) -> None:
         """Forgets what was recorded."""
@@ -154,12 +202,19 @@ class FeatureTap:
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
         self._finalizer()
-        self.recorder.clear()
+        self._recorder.clear()
+
+    def __copy__(self) -> "FeatureTap":
+        """A copy is another tap on the same model, unless it is closed."""
+        return self._on(self._given)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureTap":
-        """A copy taps the copy of its model, unless it is closed."""
-        model, train_only = copy.deepcopy(self.model, memo), self.recorder.train_only
-        twin = FeatureTap(model, self.specs, train_only=train_only, owner=self.owner)
+        """A deep copy taps the copy of its model, unless it is closed."""
+        return self._on(copy.deepcopy(self.model, memo))
+
+    def _on(self, model: nn.Module) -> "FeatureTap":
+        twin = FeatureTap(model, self.specs, record=self._recorder.mode, owner=self.owner)
+        twin._recorder.stop_after = self._recorder.stop_after
         if self.closed:
             twin.close()
         return twin
