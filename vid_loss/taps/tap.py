@@ -197,7 +197,7 @@ class FeatureTap:
 
     def clear(self) -> None:
         """Forgets what was recorded."""
-        self.recorder.clear()
+        self._recorder.clear()
 
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
