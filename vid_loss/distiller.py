@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .cache import FeatureCache
 from .guards import HeadCheck, refuse_data_parallel, several_processes, undisturbed
-from .pairs import Pair, pairs_by_name
+from .pairs import Pair
 from .taps import FeatureTap, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
-from .terms import PairTerms, total
+from .terms import PairTerms, pairs_by_name, total
 
 
 class Distiller(PairTerms):

@@ -1,7 +1,7 @@
 """Which layer of the student learns from which layer of the teacher, and how."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -207,39 +207,6 @@ def check_weight(weight: float, pair: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{pair}, weight: expected a finite number, 0 or more; got {weight!r}.")
     return value
-
-
-def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
-    """Returns the pairs by their labels.
-
-    Raises:
-        TypeError: if they are neither a dict of layers nor pairs.
-        ValueError: if there is none, or two have one name.
-    """
-    if isinstance(pairs, Mapping):
-        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
-    given = pairs
-    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
-    if isinstance(given, Pair) or not all(isinstance(pair, Pair) for pair in pairs):
-        raise TypeError(
-            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {given!r}."
-        )
-    if not pairs:
-        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
-    by_name: dict[str, Pair] = {}
-    for pair in pairs:
-        if module_key(pair.label) in map(module_key, by_name):
-            raise ValueError(
-                f"{pair}: expected a name of its own; got {pair.label!r} twice. Set name=."
-            )
-        by_name[pair.label] = pair
-    return by_name
-
-
-def module_key(name: str) -> str:
-    """A pair's name as a module's, which must have no dot."""
-    return name.replace(".", "/")
 
 
 def _build(factory: LossFactory, student_shape: torch.Size, teacher_shape: torch.Size) -> nn.Module:

@@ -1,6 +1,6 @@
 """The losses and lambdas of the pairs: equation (2) of the paper without its models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
-from .pairs import Pair, check_weight, module_key
+from .pairs import Pair, check_weight
 
 # With Adam: chosen on validation data, by examples/paper/q_fit.py.
 HEAD_LEARNING_RATE = 2e-3
@@ -165,3 +165,36 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
         # A model that is split over devices has its layers, and so its heads, on several.
         first = first + term.to(first.device)
     return first
+
+
+def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
+    """Returns the pairs by their labels.
+
+    Raises:
+        TypeError: if they are neither a dict of layers nor pairs.
+        ValueError: if there is none, or two have one name.
+    """
+    if isinstance(pairs, Mapping):
+        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
+    given = pairs
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
+    if isinstance(given, Pair) or not all(isinstance(pair, Pair) for pair in pairs):
+        raise TypeError(
+            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
+            f"Pair; got {given!r}."
+        )
+    if not pairs:
+        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
+    by_name: dict[str, Pair] = {}
+    for pair in pairs:
+        if module_key(pair.label) in map(module_key, by_name):
+            raise ValueError(
+                f"{pair}: expected a name of its own; got {pair.label!r} twice. Set name=."
+            )
+        by_name[pair.label] = pair
+    return by_name
+
+
+def module_key(name: str) -> str:
+    """A pair's name as a module's, which must have no dot."""
+    return name.replace(".", "/")
