@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._scale import Float32Buffers
+from ._scale import Estimates
 from .layouts import compute_dtype
 
 
-class RunningVariance(Float32Buffers):
+class RunningVariance(Estimates):
     r"""Mean squared residual of each channel: the variance that maximizes the likelihood.
 
     The inner maximization of the paper's bound over q's variance, done exactly instead of by
@@ -38,7 +38,7 @@ class RunningVariance(Float32Buffers):
             )
         self.momentum = momentum
         self.floor = floor
-        self.register_buffer("var", torch.ones(channels))
+        self.register_estimate("var", torch.ones(channels))
 
     @torch.no_grad()
     def update(self, mean_square: Tensor, share: Tensor) -> None:
