@@ -127,6 +127,23 @@ def test_the_options_of_a_command_exist(program, line):
         assert f'"--{option}"' in source, option
 
 
+def options_in_the_text():
+    """Yields the options of ours that sentences name, and the folder whose sources have them."""
+    for page in PAGES:
+        for option in re.findall(r"`--([a-z][\w-]*)", prose(page)):
+            if option.startswith("vid-"):
+                yield pytest.param(option, "integrations", id=f"{name_of(page)}: {option}")
+            elif page.parent in (ROOT / "examples", ROOT / "examples" / "paper"):
+                yield pytest.param(option, "examples", id=f"{name_of(page)}: {option}")
+
+
+@pytest.mark.parametrize(("option", "folder"), list(options_in_the_text()))
+def test_options_in_the_text_exist(option, folder):
+    if option != "help":
+        sources = (path.read_text() for path in (ROOT / folder).rglob("*.py"))
+        assert any(f'"--{option}"' in source for source in sources)
+
+
 def test_every_program_has_a_row_and_every_row_a_program():
     rows = re.findall(r"^\| \[`(\w+\.py)`\]", (ROOT / "examples" / "README.md").read_text(), re.M)
     assert sorted(rows) == [path.name for path in programs()]
