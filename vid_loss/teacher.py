@@ -1,7 +1,7 @@
 """The frozen network that is learnt from."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .taps import FeatureTap
 
+_DEEPEST = 6  # a batch is a mapping of lists of targets, say; what is deeper is no input
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -26,9 +27,10 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
         return inputs, {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
+    wrap = " If the model takes a list as its one argument: (images,)."
     raise TypeError(
         f"{source}: expected a tensor, a tuple of positional or a dict of keyword arguments; "
-        f"got {type(inputs).__name__}."
+        f"got {type(inputs).__name__}.{wrap if isinstance(inputs, list) else ''}"
     )
 
 
@@ -83,12 +85,13 @@ class Teacher:
         Raises:
             RuntimeError: if it changes them in place.
         """
-        before = _versions(args, kwargs)
+        before = _state(args, kwargs)
         features = self.run(*self.arguments(args, kwargs))
-        if _versions(args, kwargs) != before:
+        if not _same(before, _state(args, kwargs)):
             raise RuntimeError(
                 "Distiller, teacher: expected its inputs as they were; it, or teacher_inputs, has "
-                "changed them in place, and the student's with them. Clone them in teacher_inputs."
+                "changed them in place, and the student's with them. Clone them in teacher_inputs: "
+                "lambda *args, **kwargs: copy.deepcopy(kwargs or args)."
             )
         return features
 
@@ -128,9 +131,30 @@ class Teacher:
         return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
-def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:
-    """Returns what torch counts up when one of the tensors is changed in place."""
+def _state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Tensor, int]]:
+    """Returns the tensors in a call's arguments, with what torch counts their changes by."""
     if torch.compiler.is_compiling():
         return []  # it has no such count
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    return [x._version for x in tensors if not x.is_inference()]
+    tensors = [x for value in (*args, *kwargs.values()) for x in _tensors(value)]
+    return [(x, 0 if x.is_inference() else x._version) for x in tensors]
+
+
+def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Yields the tensors in lists, mappings and objects that hold some, as a batch may be."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth < _DEEPEST and not isinstance(value, str | bytes | nn.Module):
+        if isinstance(value, Mapping):
+            entries: Iterable[Any] = value.values()
+        elif isinstance(value, list | tuple):
+            entries = value
+        else:
+            entries = vars(value).values() if hasattr(value, "__dict__") else ()
+        for entry in list(entries):
+            yield from _tensors(entry, depth + 1)
+
+
+def _same(before: list[tuple[Tensor, int]], after: list[tuple[Tensor, int]]) -> bool:
+    return len(before) == len(after) and all(
+        x is y and old == new for (x, old), (y, new) in zip(before, after, strict=True)
+    )

@@ -1,3 +1,8 @@
+import copy
+from collections import UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 from _asserts import assert_same_state, state_of
@@ -147,3 +152,67 @@ def test_a_teacher_that_changes_its_inputs_is_refused():
     assert torch.isfinite(transfer(centred))
     with pytest.raises(RuntimeError, match="Clone them in teacher_inputs"):
         Distiller(student, teacher, pairs, example=images())
+
+
+@dataclass
+class Batch:
+    x: object
+
+
+class FromTree(nn.Module):
+    """Takes its images out of whatever holds them, and may do something to it first."""
+
+    def __init__(self, take, change=None):
+        super().__init__()
+        self.take, self.change, self.stage1 = take, change, nn.Conv2d(1, 4, 3)
+
+    def forward(self, tree):
+        if self.change is not None:
+            self.change(tree)
+        return self.stage1(self.take(tree))
+
+
+TREES = {
+    "list": (lambda x: [x], lambda tree: tree[0]),
+    "dict of lists": (lambda x: {"a": [{"x": x}]}, lambda tree: tree["a"][0]["x"]),
+    "UserDict": (lambda x: UserDict(x=x), lambda tree: tree["x"]),
+    "dataclass": (Batch, lambda tree: tree.x),
+    "object": (lambda x: SimpleNamespace(tensors=[x]), lambda tree: tree.tensors[0]),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_teacher_that_changes_its_inputs_inside_a_container_is_refused(name):
+    make, take = TREES[name]
+    student = FromTree(take)
+    teacher = FromTree(take, lambda tree: take(tree).sub_(0.5))
+    pairs, options = {"stage1": "stage1"}, {"example": (make(images()),)}
+    with pytest.raises(RuntimeError, match=r"teacher: expected its inputs as they were.*deepcopy"):
+        Distiller(student, teacher, pairs, **options)
+    advised = lambda *args, **kwargs: copy.deepcopy(kwargs or args)  # noqa: E731  # as it is typed
+    distiller = Distiller(student, teacher, pairs, teacher_inputs=advised, **options)
+    tree = make(images())
+    student(tree)
+    assert torch.isfinite(distiller(tree))
+    assert torch.equal(take(tree), images())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch.__setitem__("x", batch["x"] - 0.5),
+        lambda batch: batch.pop("mask"),
+        lambda batch: batch["more"].append(batch["x"]),
+    ],
+)
+def test_a_teacher_that_puts_other_tensors_into_a_container_is_refused(change):
+    student = FromTree(lambda batch: batch["x"])
+    teacher = FromTree(lambda batch: batch["x"], change)
+    batch = {"x": images(), "mask": torch.ones(8), "more": []}
+    with pytest.raises(RuntimeError, match="has changed them in place"):
+        Distiller(student, teacher, {"stage1": "stage1"}, example=(batch,))
+
+
+def test_a_list_as_an_example_is_to_be_put_into_a_tuple():
+    with pytest.raises(TypeError, match=r"got list\. If the model takes a list.*\(images,\)"):
+        Distiller(*cnn_pair(), {"stage1": "stage1"}, example=[images()])
