@@ -1,18 +1,24 @@
 """What keeps the user's models as they were, and the user's loop honest."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim import Optimizer
 
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; modes and random states are put back as they were."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
+    """Eval mode without gradients; modes, buffers and random states are put back as they were.
+
+    So are attributes of the modules that are numbers, texts, flags or None, which counters and
+    caches rest on. A lazy module stays initialized, and parameters are taken to be left alone.
+    """
+    modules = dict.fromkeys(module for model in models for module in model.modules())
     devices = {p.device for model in models for p in model.parameters() if p.is_cuda}
     with (
         torch.random.fork_rng([device.index for device in devices]),
@@ -20,13 +26,79 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
         # Compiled code hides what a layer's neighbours change in place, and this is one forward.
         torch.compiler.set_stance("force_eager"),
     ):
+        before = [_Snapshot(module) for module in modules]
         try:
-            for module, _ in modes:
+            for module in modules:
                 module.training = False
-            yield
+            with plain_tensors(modules):
+                yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for snapshot in before:
+                snapshot.restore()
+
+
+class _Snapshot:
+    """A module's buffers by identity and value, and its plain attributes."""
+
+    _PLAIN = (bool, int, float, str, type(None))
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        # What a lazy module finds out from its first input is to stay.
+        self.lazy = isinstance(module, LazyModuleMixin)
+        self.training = module.training
+        self.buffers = {
+            name: (buffer, None if self.lazy or buffer is None else buffer.clone())
+            for name, buffer in module._buffers.items()
+        }
+        self.attributes = self._plain_attributes()
+
+    def _plain_attributes(self) -> dict[str, Any]:
+        return {key: x for key, x in vars(self.module).items() if isinstance(x, self._PLAIN)}
+
+    def restore(self) -> None:
+        """Puts back what has changed."""
+        self.module.training = self.training
+        if self.lazy:
+            return
+        attributes, buffers = vars(self.module), self.module._buffers
+        for key in self._plain_attributes().keys() - self.attributes.keys():
+            del attributes[key]
+        attributes.update(self.attributes)
+        for name in buffers.keys() - self.buffers.keys():
+            del buffers[name]
+        for name, (buffer, value) in self.buffers.items():
+            if buffer is not None and value is not None and not buffer.is_inference():
+                _put_back(buffer, value)
+            buffers[name] = buffer
+
+
+def _put_back(buffer: Tensor, value: Tensor) -> None:
+    # An observer of quantization gives its buffers another size, too.
+    if buffer.shape != value.shape:
+        buffer.resize_(value.shape)
+    if not buffer.is_meta:
+        buffer.copy_(value)
+
+
+@contextmanager
+def plain_tensors(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Has ``nn.TransformerEncoder`` pass padded tensors on to its layers, as in train mode.
+
+    In eval mode, padding makes it pass nested ones, which have no shape.
+    """
+    encoders = [
+        module
+        for module in modules
+        if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor
+    ]
+    for encoder in encoders:
+        encoder.use_nested_tensor = False
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.use_nested_tensor = True
 
 
 def several_processes() -> bool:

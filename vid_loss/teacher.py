@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .guards import plain_tensors
 from .taps import FeatureTap
 
 _DEEPEST = 6  # a batch is a mapping of lists of targets, say; what is deeper is no input
@@ -62,6 +63,7 @@ class Teacher:
         self.inputs = inputs
         self.dtype = dtype
         self._borrowed = False
+        self._may_nest = any(isinstance(x, nn.TransformerEncoder) for x in self.tap.model.modules())
 
     def stop_early(self) -> None:
         """From now on, ends each forward at the last tapped layer."""
@@ -75,8 +77,13 @@ class Teacher:
         return twin
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Moves or casts the model, unless it belongs to another: an EMA may live on the CPU."""
-        if not self._borrowed:
+        """Moves or casts the model, unless it belongs to another: an EMA may live on the CPU.
+
+        A model whose weights are loaded when they are needed, as accelerate offloads them, goes
+        where its loader puts it.
+        """
+        offloaded = any(p.is_meta for p in self.tap.model.parameters())
+        if not self._borrowed and not offloaded:
             self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def features(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -112,16 +119,18 @@ class Teacher:
         in_train_mode = [module for module in self.tap.model.modules() if module.training]
         for module in in_train_mode:
             module.training = False
+        padded = plain_tensors(self.tap.model.modules()) if self._may_nest else nullcontext()
         try:
-            with self._precision():
+            with self._precision((args, kwargs)), padded:
                 return self.tap.read(*args, **kwargs)
         finally:
             for module in in_train_mode:
                 module.training = True
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        parameters = list(self.tap.model.parameters())
-        device = parameters[0].device.type if parameters else "cpu"
+    def _precision(self, inputs: Any) -> AbstractContextManager[Any]:
+        # Weights that are loaded when they are needed are on no device before.
+        held = [p for p in self.tap.model.parameters() if not p.is_meta]
+        device = next((x.device.type for x in held or _tensors(inputs)), "cpu")
         autocast = torch.is_autocast_enabled(device)
         if self.dtype is None and not autocast:
             return nullcontext()

@@ -9,7 +9,7 @@ from _asserts import assert_same_state, state_of
 from _models import cnn_pair, images
 from torch import nn
 
-from vid_loss import DistillationModel, Distiller
+from vid_loss import DistillationModel, Distiller, FeatureTap
 
 
 def transfer(distiller):
@@ -216,3 +216,73 @@ def test_a_teacher_that_puts_other_tensors_into_a_container_is_refused(change):
 def test_a_list_as_an_example_is_to_be_put_into_a_tuple():
     with pytest.raises(TypeError, match=r"got list\. If the model takes a list.*\(images,\)"):
         Distiller(*cnn_pair(), {"stage1": "stage1"}, example=[images()])
+
+
+def offloaded(teacher, how, folder):
+    accelerate = pytest.importorskip("accelerate")
+    device = torch.device("cpu")
+    if how == "cpu":
+        return accelerate.cpu_offload(teacher, execution_device=device)
+    if how == "disk":
+        accelerate.disk_offload(teacher, folder, execution_device=device)
+        return teacher
+    places = {"stage1": "cpu", "stage2": "disk", "pool": "cpu", "fc": "disk"}
+    return accelerate.dispatch_model(teacher, places, "cpu", offload_dir=folder)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("how", ["cpu", "disk", "in part"])
+def test_a_teacher_whose_weights_are_offloaded_gives_the_same_features(how, autocast, tmp_path):
+    student, teacher = cnn_pair()
+    pairs = {"stage2": "stage2"}
+    whole = Distiller(student, copy.deepcopy(teacher), pairs, example=images())
+    spread = Distiller(student, offloaded(teacher, how, tmp_path), pairs, example=images())
+    spread.to("cpu").double().float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = whole.teacher_features(images())["stage2"]
+        torch.testing.assert_close(spread.teacher_features(images())["stage2"], expected)
+        assert expected.dtype == (torch.bfloat16 if autocast else torch.float32)
+
+
+class Padded(nn.Module):
+    """torch's own encoder, which passes nested tensors on in eval mode if there is padding."""
+
+    def __init__(self, width, layers):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 2, width, dropout=0.0, batch_first=True)
+        self.embed, self.encoder = nn.Embedding(9, width), nn.TransformerEncoder(layer, layers)
+
+    def forward(self, ids, padding):
+        return self.encoder(self.embed(ids), src_key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("layer", ["encoder.layers.1", "encoder.layers.1.linear2", "encoder"])
+def test_a_transformer_encoder_with_padding_is_read_as_in_train_mode(layer):
+    torch.manual_seed(0)
+    student, teacher = Padded(8, 2), Padded(16, 2)
+    padding = torch.tensor([[False] * 4, [False, False, True, True]])
+    batch = torch.randint(9, (2, 4)), padding
+    distiller = Distiller(student, teacher, {layer: layer}, example=batch)
+    feature = distiller.teacher_features(*batch)[layer]
+    with FeatureTap(teacher.train(), [layer]) as tap:
+        expected = tap.read(*batch)[layer]
+    torch.testing.assert_close(feature[~padding], expected[~padding])
+    student(*batch)
+    distiller(*batch, token_mask=~padding).backward()
+    assert teacher.encoder.use_nested_tensor  # as it was
+    assert student.encoder.use_nested_tensor
+
+
+def test_a_nested_feature_is_refused_by_its_layers_name():
+    class Nests(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nest, self.fc = nn.Identity(), nn.Linear(2, 3)
+
+        def forward(self, x):
+            rows = self.nest(torch.nested.nested_tensor(list(x), layout=torch.jagged))
+            return self.fc(rows.to_padded_tensor(0.0))
+
+    x = torch.randn(2, 3, 2)
+    with pytest.raises(TypeError, match="'nest' of the teacher: expected a tensor of one shape"):
+        Distiller(nn.Linear(2, 4), Nests(), {"": "nest"}, example=x)

@@ -75,6 +75,15 @@ def silent_hooks(owner: str) -> str:
     )
 
 
+def nested(text: str, owner: str) -> str:
+    """Says what to do about a feature whose samples have lengths of their own."""
+    return (
+        f"Layer {text!r} of the {owner}: expected a tensor of one shape; got a nested one, whose "
+        "samples have lengths of their own. Tap a layer that comes after it is padded again "
+        "(to_padded_tensor)."
+    )
+
+
 def displaced(model: nn.Module, owner: str, spec: LayerSpec, tapped: nn.Module) -> str | None:
     """Says what stands in a tapped layer's place, or returns None if that does not matter."""
     try:

@@ -127,6 +127,7 @@ class FeatureTap:
 
         Raises:
             RuntimeError: as :meth:`collect`.
+            TypeError: if a feature is a nested tensor, which has no shape.
         """
         recorder = self._recorder
         stops = recorder.stop_after is not None and not torch.compiler.is_compiling()
@@ -140,7 +141,11 @@ class FeatureTap:
             recorder.mode = mode
         if not recorder.ran and not self.closed:
             raise RuntimeError(_causes.silent_hooks(self.owner))
-        return self.collect()
+        features = self.collect()
+        for text, feature in features.items():
+            if feature.is_nested:
+                raise TypeError(_causes.nested(text, self.owner))
+        return features
 
     def collect(self) -> dict[str, Tensor]:
         """Takes the features of the last recorded forward, and forgets them.
