@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vid_loss.guards import several_processes
 
-from .layouts import compute_dtype, kind_of, per_channel
+from .layouts import kind_of, per_channel
 
 _RESOLUTION = 1e-12  # a variance below this share of the squared mean is float32's rounding
 _LEAST_SHARE = 1e-3  # what a batch counts for at least, when many came before it
@@ -110,10 +110,6 @@ class TeacherScale(Estimates):
         self.positions.copy_(total)
         return count, share
 
-    def standard_deviation(self) -> Tensor:
-        """Returns ``(C,)``; infinite for a channel that never changes, so that it becomes 0."""
-        return torch.where(self.alive(), self.var.sqrt(), torch.inf)
-
     def alive(self) -> Tensor:
         """Returns which channels change, beyond rounding: ``(C,)``, boolean."""
         return self.var > _RESOLUTION * self.mean.square()
@@ -167,8 +163,3 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if several_processes():
         torch.distributed.all_reduce(values)
     return values
-
-
-def to_float32(feature: Tensor) -> Tensor:
-    """Returns a feature in float32, or wider if it is."""
-    return feature.to(compute_dtype(feature))

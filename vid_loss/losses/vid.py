@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ._base import FeatureLoss, match_dtype
-from ._scale import TeacherScale, sum_over_processes, to_float32
+from ._scale import TeacherScale, sum_over_processes
 from ._variance import RunningVariance, TrainedVariance
 from .gaussian import Reduction, nll_of_squares, sum_of_squares
 from .heads import Norm, TokenHead, mean_head
-from .layouts import channels_of, kind_of, per_channel
+from .layouts import channels_of, compute_dtype, kind_of, per_channel
 from .stats import PairStats
 
 Variance = Literal["running", "trained"]
@@ -136,7 +136,7 @@ class VIDLoss(FeatureLoss):
         mask = None if mask is None else mask.bool()
         mean = self._mean(student_feature, mask)
         with torch.autocast(mean.device.type, enabled=False):
-            target = to_float32(teacher_feature)
+            target = teacher_feature.to(compute_dtype(mean, teacher_feature))
             count, share = self.scale.update(target, mask) if self.training else (None, None)
             residual = self._residual(mean.to(target.dtype), target)
             if mask is not None:
@@ -162,13 +162,14 @@ class VIDLoss(FeatureLoss):
             all is the negative of :meth:`forward` with reduction ``'mean'``.
         """
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
-        target = to_float32(teacher_feature)
-        residual = self._residual(self._mean(student_feature, None).to(target.dtype), target)
+        mean = self._mean(student_feature, None)
+        target = teacher_feature.to(compute_dtype(mean, teacher_feature))
+        residual = self._residual(mean.to(target.dtype), target)
         channel = 1 if kind_of(residual.shape) == "map" else -1
         var = self.variance()
         nll = residual.movedim(channel, -1).square() / var + var.log()
-        mean: Tensor = -0.5 * nll.mean(dim=-1)
-        return mean
+        log_likelihood: Tensor = -0.5 * nll.mean(dim=-1)
+        return log_likelihood
 
     def _mean(self, student_feature: Tensor, mask: Tensor | None) -> Tensor:
         student_feature = match_dtype(student_feature, self.head)
@@ -182,9 +183,10 @@ class VIDLoss(FeatureLoss):
         """Returns the prediction less the feature, in the teacher's units."""
         if not self.standardize:
             return mean - target
-        ndim = target.ndim
-        away = per_channel(self.scale.mean, ndim) - target
-        return torch.addcmul(mean, away, per_channel(1 / self.scale.standard_deviation(), ndim))
+        # A channel that never changes becomes 0, its mean.
+        factor = torch.where(self.scale.alive(), self.scale.var.rsqrt(), 0)
+        away = per_channel(self.scale.mean, target.ndim) - target
+        return torch.addcmul(mean, away, per_channel(factor, target.ndim))
 
     def variance(self) -> Tensor:
         """Returns q's variances, ``(C,)``, as shares of the teacher's if it is standardized.
