@@ -62,18 +62,9 @@ def train_student(
     """
     _keep_settings(accelerator, settings, output)
     set_seed(settings.seed)
-    student = build_model(settings.student, loaders.classes)
-    if settings.method == "finetuned":
-        load_weights(
-            student, _weights(settings.student, settings.student_weights), new_classifier=True
-        )
+    student = _student(settings, loaders.classes)
     distiller = _distiller(settings, student)
-    groups = [{"params": list(student.parameters())}]
-    if distiller is not None:
-        groups += distiller.parameter_groups(weight_decay=settings.weight_decay)
-    optimizer = torch.optim.SGD(
-        groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True
-    )
+    optimizer = _optimizer(settings, student, distiller)
     progress = train(
         accelerator,
         student,
@@ -100,6 +91,22 @@ def test_best(
     accuracy = evaluate(accelerator, model, loader)
     accelerator.free_memory()
     return accuracy
+
+
+def _student(settings: Settings, classes: int) -> nn.Module:
+    student = build_model(settings.student, classes)
+    if settings.method == "finetuned":
+        weights = _weights(settings.student, settings.student_weights)
+        load_weights(student, weights, new_classifier=True)
+    return student
+
+
+def _optimizer(settings: Settings, student: nn.Module, distiller: Distiller | None) -> Optimizer:
+    decay = settings.weight_decay
+    groups = [{"params": list(student.parameters())}]
+    if distiller is not None:
+        groups += distiller.parameter_groups(weight_decay=decay)
+    return torch.optim.SGD(groups, settings.lr, momentum=0.9, weight_decay=decay, nesterov=True)
 
 
 def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:

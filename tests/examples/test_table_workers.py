@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +25,8 @@ def quick_looks(monkeypatch):
     monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.02)
 
 
-def cells(*methods: str, regimes: tuple[int, ...] = (10,)) -> list[Cell]:
-    plan = replace(plan_of("1a", "small"), methods=methods, regimes=regimes)
-    return cells_of(plan)
+def cells(*methods: str) -> list[Cell]:
+    return cells_of(replace(plan_of("1a", "small"), methods=methods, regimes=(10,)))
 
 
 def record_of(run: Run) -> dict:
@@ -119,9 +117,8 @@ def test_workers_share_the_runs_and_none_is_made_twice(tmp_path):
     for thread in threads:
         thread.join()
     assert all(log.runs for log in logs)
-    counts = Counter(logs[0].runs + logs[1].runs)
-    assert len(counts) == 2 * (SEARCHES + TESTS)
-    assert set(counts.values()) == {1}
+    runs = logs[0].runs + logs[1].runs
+    assert len(runs) == len(set(runs)) == 2 * (SEARCHES + TESTS)
 
 
 def test_a_living_workers_run_is_waited_for(tmp_path):
@@ -185,12 +182,11 @@ def test_a_run_of_a_grid_that_has_changed_is_no_choice(tmp_path):
 
 def test_a_worker_that_is_killed_while_it_writes_leaves_the_file_whole(tmp_path, monkeypatch):
     (cell,) = cells("student")
-    runs = cell.tests({})
-    finished = finished_in(tmp_path)
+    finished, runs = finished_in(tmp_path), cell.tests({})
     finished.append({"run": runs[0].name, **record_of(runs[0])})
     written = finished.path.read_text()
 
-    def die(path: Path, target: Path) -> None:
+    def die(*_: Path) -> None:
         raise KeyboardInterrupt("killed")
 
     with monkeypatch.context() as patch:
@@ -237,14 +233,11 @@ def test_runs_made_with_something_else_are_named_and_not_mixed(tmp_path, changed
 
 
 def test_runs_of_another_revision_are_named(tmp_path):
-    finished = finished_in(tmp_path)
-    for index, revision in enumerate(["new", "old", "older"]):
-        run = {"run": str(index), "student": "small", "pretrained": False, "revision": revision}
-        finished.append({**run, **MADE_WITH[None]})
-    message = finished.others("revision", "new")
-    assert (
-        "table.jsonl: 2 of 3 runs are of revision old, older; the next ones are of new" in message
-    )
+    finished, made = finished_in(tmp_path), {"student": "small", "pretrained": False}
+    for revision in ("new", "old", "older"):
+        finished.append({"run": revision, "revision": revision, **made, **MADE_WITH[None]})
+    said = finished.others("revision", "new")
+    assert "table.jsonl: 2 of 3 runs are of revision old, older; the next ones are of new" in said
     assert finished_in(tmp_path / "empty").others("revision", "new") == ""
 
 

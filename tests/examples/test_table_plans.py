@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("accelerate", reason="needs the examples extra")
+pytest.importorskip("torchvision", reason="needs the examples extra")
+
+from paper.methods import TABLE_1, TABLE_2
+from paper.tables.cells import cells_of, models_of
+from paper.tables.estimate import dry_run
+from paper.tables.grids import GRIDS
+from paper.tables.plans import plan_of
+from paper.tables.runner import check_data_set
+
+
+@pytest.mark.parametrize(
+    ("table", "student", "regimes"),
+    [
+        ("1a", "wrn-16-1", (100, 500, 1000, None)),
+        ("1b", "wrn-16-1", (100, 500, 1000)),
+        ("2a", "resnet18", (10, 25, 50, None)),
+        ("2b", "vgg9", (10, 25, 50, None)),
+        ("2c", "resnet18", (5, 10, 20, None)),
+        ("2d", "vgg9", (5, 10, 20, None)),
+    ],
+)
+def test_the_dry_run_has_every_run_of_the_papers_tables_and_its_hours(table, student, regimes):
+    plan = plan_of(table, "paper")
+    assert (plan.student, plan.regimes) == (student, regimes)
+    searched = [method for method in plan.methods if len(GRIDS[method]) > 1]
+    count = len(regimes) * (3 * len(plan.methods) + 3 * len(searched)) + table.startswith("1")
+    lines = dry_run(plan).splitlines()
+    assert len(lines) == count + 1
+    assert lines[-1].startswith(f"{count} runs, ")
+    hours = sum(float(line.rsplit(" ", 2)[1]) for line in lines[:-1])
+    assert float(lines[-1].split()[2]) == pytest.approx(hours, abs=0.1)
+    assert "An estimate: " in lines[-1]
+    assert "not measured" in lines[-1]
+
+
+def test_every_method_of_the_paper_has_a_grid_of_its_own_terms():
+    assert {*TABLE_1, *TABLE_2} == GRIDS.keys()
+    for method, grid in GRIDS.items():
+        allowed = {*method.split("+"), "temperature", "hint"}
+        assert all(choice.keys() <= allowed for choice in grid)
+
+
+def test_no_two_runs_have_one_name():
+    plans = [plan_of(table, "small") for table in ("1a", "1b", "2a")]
+    names = [
+        run.name
+        for plan in plans
+        for cell in cells_of(plan)
+        for run in [*cell.searches(), *(run for x in cell.choices for run in cell.tests(x))]
+    ]
+    assert len(set(names)) == len(names) > 300
+    models = {cell.name for plan in plans for cell in models_of(plan)}
+    assert len(models) == 2  # a teacher that the tables share, and a student to be finetuned
+    (teacher,) = models_of(plans[0])
+    longer = replace(plans[0], teacher_recipe={**plans[0].teacher_recipe, "epochs": 7})
+    assert models_of(longer)[0].name != teacher.name
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "preset"),
+    [("digits", "2a", "paper"), ("mit67", "1a", "paper"), ("cub200", "2c", "small")],
+)
+def test_a_data_set_that_a_table_cannot_be_made_of_is_refused(name, table, preset):
+    with pytest.raises(ValueError, match=rf"--dataset: expected one of .* table {table}.*{name}"):
+        check_data_set(name, table, preset)

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+pytest.importorskip("filelock", reason="needs the examples extra")
+pytest.importorskip("matplotlib", reason="needs the examples extra")
+
+from paper.tables import report
+from paper.tables.results import read_tables
+
+
+def record(method: str, n: int | None, seed: int, test: float, **changed: object) -> dict:
+    return {
+        "table": "1a",
+        "dataset": "cifar10",
+        "teacher": "wrn-40-2",
+        "teacher_dataset": "cifar10",
+        "student": "wrn-16-1",
+        "method": method,
+        "pretrained": False,
+        "n": n,
+        "images_per_class": n,
+        "stage": "test",
+        "seed": seed,
+        "choice": {"mi": 10.0} if method == "mi" else {},
+        "epochs": 200,
+        "steps_per_epoch": 391,
+        "batch_size": 128,
+        "lr": 0.1,
+        "test": test,
+        "revision": "abc",
+        "command": "python examples/tables.py --table 1a",
+        **changed,
+    }
+
+
+def test_the_report_has_the_papers_figure_of_the_same_regime(tmp_path, capsys):
+    runs = [record("mi", n, seed, 80.0 + seed) for n in (500, None) for seed in range(3)]
+    teacher = {**record("student", None, 0, 94.0), "pretrained": True, "student": "wrn-40-2"}
+    runs += [record("student", 500, 0, 70.0), teacher]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(x) + "\n" for x in runs))
+    report.main([str(file), "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.strip() == (tmp_path / "1a-cifar10.md").read_text().strip()
+    assert "| method | 500 images per class | all images per class |" in printed
+    assert "| *the paper's column* | *CIFAR-10, 500* | *CIFAR-10, full(5000)* |" in printed
+    assert "| Student | 70.00 (79.82) | - (90.71) |" in printed
+    assert "| MI | 81.00 ± 1.00 (86.49) | 81.00 ± 1.00 (91.76) |" in printed
+    assert "cifar10: wrn-40-2, 94.00 % of its test images" in printed
+    assert "MI at 500: mi 10" in printed
+    assert "1 or 3 seeds, unfinished cells included" in printed
+
+
+def test_on_another_data_set_the_paper_is_matched_by_rank():
+    runs = [record("kd", n, 0, 50.0, dataset="fashion-mnist") for n in (10, 30, 100)]
+    (table,) = read_tables(runs)
+    assert [table.paper["kd", n] for n in (10, 30, 100)] == [65.94, 81.88, 85.39]
+
+
+def test_runs_that_do_not_belong_to_one_cell_are_refused():
+    with pytest.raises(ValueError, match=r"kd with 10: .*a seed each; got 1 recipes .* \[0, 0\]"):
+        read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 0, 51.0)])
+    with pytest.raises(ValueError, match="got 2 recipes"):
+        read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 1, 5.0, epochs=9)])
