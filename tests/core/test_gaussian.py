@@ -7,7 +7,8 @@ from torch import nn
 from torch.distributions import Normal
 from torch.profiler import ProfilerActivity, profile
 
-from vid_loss.losses.gaussian import ChannelVariance, gaussian_nll
+from vid_loss import VIDLoss
+from vid_loss.losses.gaussian import gaussian_nll
 
 SHAPES = [(3, 5), (3, 4, 5), (3, 5, 2, 4), (2, 5, 2, 3, 2)]
 REDUCTIONS = ["mean", "batchmean", "sum", "none"]
@@ -163,7 +164,7 @@ def test_forms_one_map_and_keeps_one_map():
     [
         ({"reduction": "avg"}, r"reduction: expected one of .*got 'avg'"),
         ({"mean": torch.zeros(3, 1, 2, 4)}, r"one shape; got \(3, 1, 2, 4\) and \(3, 5, 2, 4\)"),
-        ({"var": torch.ones(1)}, r"one variance a channel, shape \(5,\); got \(1,\)"),
+        ({"var": torch.ones(1)}, r"one variance per channel, shape \(5,\); got \(1,\)"),
         ({"mask": torch.ones(3, 4)}, r"mask: expected tokens \(N, L, C\) and a mask"),
     ],
 )
@@ -178,16 +179,22 @@ def test_bad_arguments_are_named(arguments, message):
         gaussian_nll(**{**good, **arguments})
 
 
-@pytest.mark.parametrize("init_var", [1e-4, 0.5, 5.0, 1e3])
+def trained(channels, **options):
+    """The paper's variance, as a VIDLoss builds it."""
+    shape = (2, channels)
+    return VIDLoss(shape, shape, variance="trained", **options).trained_var
+
+
+@pytest.mark.parametrize("init_var", [1e-3, 0.5, 5.0, 1e3])
 def test_variance_starts_where_it_is_told(init_var):
-    variance = ChannelVariance(3, init_var=init_var)
+    variance = trained(3, init_var=init_var)
     torch.testing.assert_close(variance(), torch.full((3,), init_var), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("raw", [-1e4, -100.0, 88.8, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_variance_is_positive_and_finite_at_any_parameter(raw, dtype):
-    variance = ChannelVariance(1).to(dtype)
+    variance = trained(1).to(dtype)
     nn.init.constant_(variance.raw_var, raw)
     var = variance()
     var.sum().backward()
@@ -201,7 +208,7 @@ def test_variance_finds_the_residuals_own():
     """With a mean that is held, the best variance of a channel is its mean squared residual."""
     torch.manual_seed(0)
     target = torch.randn(256, 3) * torch.tensor([0.1, 1.0, 2.0])
-    variance = ChannelVariance(3)
+    variance = trained(3, init_var=5.0, var_floor=1e-5)
     optimizer = torch.optim.Adam(variance.parameters(), lr=0.05)
     for _ in range(800):
         optimizer.zero_grad()
@@ -213,12 +220,12 @@ def test_variance_finds_the_residuals_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"floor": 0.0}, "var_floor: expected a positive number; got 0.0"),
-        ({"floor": math.nan}, "var_floor: expected a positive"),
+        ({"var_floor": 0.0}, "var_floor: expected a positive number; got 0.0"),
+        ({"var_floor": math.nan}, "var_floor: expected a positive"),
         ({"init_var": 1e-6}, "init_var: expected a number above the floor"),
         ({"init_var": math.inf}, "init_var: expected"),
     ],
 )
 def test_variance_refuses_what_is_no_variance(options, message):
     with pytest.raises(ValueError, match=message):
-        ChannelVariance(1, **options)
+        trained(1, **options)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from vid_loss.losses.layouts import align, channels_of, kind_of, to_layout
+from vid_loss import ATLoss, FitNetLoss, Pair, VIDLoss
+from vid_loss.losses.layouts import channels_of, kind_of, to_common_size, to_layout
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_layout_refuses_what_it_cannot_place(shape, channel_dim, message):
 )
 def test_maps_are_pooled_to_the_smaller_side_each_on_its_own(student, teacher, expected):
     student, teacher = torch.randn(student), torch.randn(teacher)
-    aligned = align(student, teacher)
+    aligned = to_common_size(student, teacher)
     for pooled, original in zip(aligned, (student, teacher), strict=True):
         assert pooled.shape[2:] == expected
         torch.testing.assert_close(
@@ -75,64 +76,79 @@ def test_maps_are_pooled_to_the_smaller_side_each_on_its_own(student, teacher, e
 
 def test_maps_of_one_size_are_passed_through():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
-    aligned = align(student, teacher)
+    aligned = to_common_size(student, teacher)
     assert [x.data_ptr() for x in aligned] == [student.data_ptr(), teacher.data_ptr()]
 
 
 def test_volumes_are_pooled_and_become_maps():
-    student, teacher = align(torch.randn(2, 3, 4, 6, 6), torch.randn(2, 5, 2, 6, 3))
+    student, teacher = to_common_size(torch.randn(2, 3, 4, 6, 6), torch.randn(2, 5, 2, 6, 3))
     assert student.shape == (2, 3, 2 * 6, 3)
     assert teacher.shape == (2, 5, 2 * 6, 3)
 
 
+def zeros(*shapes, dtype=torch.float32):
+    return tuple(torch.zeros(shape, dtype=dtype) for shape in shapes)
+
+
+# Two features, a mask, and what a loss of any kind says of them.
+MISFITS = [
+    (zeros((2, 3), (3, 3)), None, ValueError, r"one batch size; got \(2, 3\) from the student and"),
+    (
+        (torch.zeros(2, 3).long(), torch.zeros(2, 3)),
+        None,
+        TypeError,
+        "floating-point tensor as the student's feature; got torch.int64",
+    ),
+    (
+        (torch.zeros(2, 3), torch.zeros(2, 3).bool()),
+        None,
+        TypeError,
+        "floating-point tensor as the teacher's feature; got torch.bool",
+    ),
+    ((None, torch.zeros(2, 3)), None, TypeError, "as the student's feature; got NoneType"),
+    (zeros((2, 3, 4, 4), (2, 3)), None, ValueError, r"one layout; .*a map .* and a vector \(N, C\)"),
+    (zeros((2, 3), (2, 4, 3)), None, ValueError, r"one layout; .*a vector .* and tokens"),
+    (zeros((2, 17, 3), (2, 16, 3)), None, ValueError, r"as many tokens of each; got \(2, 17, 3\)"),
+    (
+        zeros((2, 4, 3), (2, 4, 3)),
+        torch.ones(2, 5),
+        ValueError,
+        r"mask: expected a mask of shape \(2, 4\); got shape \(2, 5\)",
+    ),
+    (zeros((2, 3), (2, 3)), torch.ones(2, 3), ValueError, "mask: expected a mask None for a vector"),
+    (zeros((2, 3, 4, 4), (2, 3, 2, 4, 4)), None, ValueError, "maps of one rank"),
+]
+
+
+@pytest.mark.parametrize(("features", "mask", "error", "message"), MISFITS)
+def test_features_that_do_not_fit_are_named_by_every_loss(features, mask, error, message):
+    shape = (2, 3) if features[0] is None else features[0].shape
+    for build in (VIDLoss, FitNetLoss):
+        with pytest.raises(error, match=f"{build.__name__}(: |, ).*{message}"):
+            build(shape, shape).matched(*features, mask)
+
+
+def test_a_loss_for_maps_refuses_others_whatever_the_mask():
+    with pytest.raises(ValueError, match=r"ATLoss: expected a map \(N, C, H, W\); got tokens"):
+        ATLoss().matched(*zeros((2, 4, 3), (2, 4, 3)), torch.ones(2, 4))
+
+
 @pytest.mark.parametrize(
-    ("student", "teacher", "mask", "error", "message"),
+    ("student", "teacher", "advice"),
     [
-        (torch.zeros(2, 3), torch.zeros(3, 3), None, ValueError, "one batch size"),
-        (
-            torch.zeros(2, 3).long(),
-            torch.zeros(2, 3),
-            None,
-            TypeError,
-            "student feature; got torch.int64",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2, 3).bool(),
-            None,
-            TypeError,
-            "teacher feature; got torch.bool",
-        ),
-        (
-            torch.zeros(2, 3, 4, 4),
-            torch.zeros(2, 3),
-            None,
-            ValueError,
-            r"one kind.*mean\(\(2, 3\)\)",
-        ),
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 16, 3), None, ValueError, r"flatten\(2\)\.mT"),
-        (torch.zeros(2, 16, 3), torch.zeros(2, 3, 4, 4), None, ValueError, "unflatten"),
-        (torch.zeros(2, 16, 3), torch.zeros(2, 3), None, ValueError, r"x\[:, 0\]"),
-        (torch.zeros(2, 3), torch.zeros(2, 3, 4, 4), None, ValueError, "teacher_transform"),
-        (torch.zeros(2, 3), torch.zeros(2, 4, 3), None, ValueError, "keeps its tokens"),
-        (torch.zeros(2, 17, 3), torch.zeros(2, 16, 3), None, ValueError, "Drop a class token"),
-        (
-            torch.zeros(2, 4, 3),
-            torch.zeros(2, 4, 3),
-            torch.ones(2, 5),
-            ValueError,
-            r"\(2, 4\).*\(2, 5\)",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2, 3),
-            torch.ones(2, 3),
-            ValueError,
-            "no mask for a vector",
-        ),
-        (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 4, 4), None, ValueError, "maps of one rank"),
+        ((2, 3, 4, 4), (2, 3), r"student_transform=lambda x: x.mean\(\(2, 3\)\)"),
+        ((2, 3, 4, 4), (2, 16, 3), r"flatten\(2\)\.mT"),
+        ((2, 16, 3), (2, 3, 4, 4), "unflatten"),
+        ((2, 16, 3), (2, 3), r"x\[:, 0\]"),
+        ((2, 3), (2, 3, 4, 4), r"teacher_transform=lambda x: x.mean\(\(2, 3\)\)"),
+        ((2, 3), (2, 4, 3), "keeps its tokens"),
+        ((2, 17, 3), (2, 16, 3), "Drop a class token"),
+        ((2, 3, 4, 4), (2, 3, 2, 4, 4), "Pool the depth"),
+        ((2, 3), (3, 3), "the batch that the student has just seen"),
     ],
 )
-def test_features_that_do_not_fit_are_named(student, teacher, mask, error, message):
-    with pytest.raises(error, match=message):
-        align(student, teacher, mask)
+def test_a_pair_says_what_to_do_about_features_that_do_not_fit(student, teacher, advice):
+    student, teacher = zeros(student, teacher)
+    pair, loss = Pair("a", "b"), VIDLoss(student.shape, student.shape)
+    with pytest.raises(ValueError, match=rf"Pair 'a' -> 'b', VIDLoss: expected .*{advice}"):
+        pair.term(loss, student, teacher, None)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from vid_loss import DistillationModel, Distiller, Pair, VIDLoss
 
 PAIRS = {"stage1": "stage1", "stage2": "stage2"}
+PAPER = {"variance": "trained", "standardize": False, "init_var": 5.0}
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
@@ -145,13 +146,14 @@ def test_an_in_place_neighbour_is_noticed_in_a_compiled_model(whose):
 
 def test_compiled_distillation_model_is_one_graph_and_equals_eager():
     student, teacher, distiller = make()
-    model = DistillationModel(student, distiller)
-    fast = compiled(model)
+    twin = copy.deepcopy(DistillationModel(student, distiller))  # with estimates of its own
+    fast = compiled(DistillationModel(student, distiller))
     for scale in (1.0, 0.5):
-        output, transfer = model(images() * scale)
+        output, transfer = twin(images() * scale)
         fast_output, fast_transfer = fast(images() * scale)
         torch.testing.assert_close(fast_output, output)
         torch.testing.assert_close(fast_transfer, transfer)
+        torch.testing.assert_close(distiller.state_dict(), twin.distiller.state_dict())
         torch.testing.assert_close(
             sum(w * distiller.terms[n] for n, w in distiller.weights.items()), transfer.detach()
         )
@@ -218,11 +220,15 @@ def test_reentrant_checkpointing_around_a_tapped_layer_is_refused():
 
 
 def test_accumulation_equals_the_full_batch():
-    """With heads that normalise no batch, in a student that does not either."""
+    """With heads that normalise no batch, in a student that does not either.
+
+    And with the paper's variance in the teacher's raw units: the default form's estimates take in
+    each part before its loss. How close it comes is in test_q_state.py.
+    """
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
     teacher = copy.deepcopy(student)
-    pairs = [Pair("1", "0", loss=partial(VIDLoss, norm="none"))]
+    pairs = [Pair("1", "0", loss=partial(VIDLoss, norm="none", **PAPER))]
     distiller = Distiller(student, teacher, pairs, example=images())
     parameters = [*student.parameters(), *distiller.parameters()]
 

@@ -1,11 +1,12 @@
 import io
 import sys
+from functools import partial
 
 import pytest
 import torch
 from _models import cnn_pair, images
 
-from vid_loss import Distiller, KDLoss, Pair
+from vid_loss import Distiller, KDLoss, Pair, VIDLoss
 from vid_loss.diagnostics import PairDiagnostics, log_likelihood
 from vid_loss.plots import plot_diagnostics, plot_log_likelihood, plot_variances
 
@@ -51,22 +52,26 @@ def test_a_pair_that_came_later_is_drawn_from_then_on():
     assert list(plot_diagnostics(later).axes[0].get_lines()[0].get_xdata()) == [20]
 
 
-def test_variances_have_a_bar_a_channel_and_the_teachers_behind(distiller):
-    assert [len(axes.patches) for axes in plot_variances(distiller).axes] == [8, 3]
-    distiller.student(images())
-    distiller(images())
-    figure = plot_variances(distiller)
-    drawn(figure)
-    assert [len(axes.patches) for axes in figure.axes] == [16, 6]
+def test_variances_have_a_bar_a_channel_and_a_line_at_the_teachers(distiller):
+    for _ in range(2):
+        figure = plot_variances(distiller)
+        drawn(figure)
+        assert [len(axes.patches) for axes in figure.axes] == [8, 3]
+        assert all(list(axes.get_lines()[0].get_ydata()) == [1, 1] for axes in figure.axes)
+        distiller.student(images())
+        distiller(images())
     assert [axes.get_title() for axes in figure.axes] == ["stage1->stage1", "fc:input->fc"]
 
 
-def test_variances_are_drawn_in_increasing_order(distiller):
+def test_variances_are_shares_of_the_teachers_in_increasing_order():
+    raw = Pair("stage1", "stage1", loss=partial(VIDLoss, standardize=False))
+    distiller = Distiller(*cnn_pair(), [raw], example=images())
+    distiller.student(images())
+    distiller(images())
     loss = distiller.losses["stage1->stage1"]
-    torch.nn.init.normal_(loss.variance.raw_var)
+    shares = loss.variance() / loss.scale.var
     bars = plot_variances(distiller).axes[0].patches
-    expected = sorted(loss.variance().tolist())
-    assert [bar.get_height() for bar in bars] == pytest.approx(expected)
+    assert [bar.get_height() for bar in bars] == pytest.approx(sorted(shares.tolist()), rel=1e-4)
 
 
 def test_the_floor_is_drawn_where_a_variance_is_near_it(distiller):
@@ -74,8 +79,7 @@ def test_the_floor_is_drawn_where_a_variance_is_near_it(distiller):
         return [text.get_text() for text in plot_variances(distiller).legends[0].get_texts()]
 
     assert "floor" not in labels()
-    with torch.no_grad():
-        distiller.losses["fc:input->fc"].variance.raw_var[0] = -30.0
+    distiller.losses["fc:input->fc"].running_var.var[0] = 0.0
     assert "floor" in labels()
 
 

@@ -1,10 +1,12 @@
 import pytest
 import torch
 from _asserts import assert_is_transfer_loss
+from _twin import Twin
 from torch import nn
 
 from vid_loss import VIDLoss
-from vid_loss.losses.gaussian import gaussian_nll
+
+PAPER = {"variance": "trained", "standardize": False, "init_var": 5.0}
 
 SHAPES = {
     "vector": ((6, 3), (6, 5)),
@@ -16,25 +18,49 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("options", [{}, {"variance": "trained"}, PAPER], ids=str)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_is_a_transfer_loss_on_every_kind_of_feature(shapes):
+def test_is_a_transfer_loss_on_every_kind_of_feature(shapes, options):
     torch.manual_seed(0)
-    assert_is_transfer_loss(VIDLoss(*shapes), *(torch.randn(shape) for shape in shapes))
+    loss = VIDLoss(*shapes, **options)
+    assert_is_transfer_loss(loss, *(torch.randn(shape) for shape in shapes))
 
 
-def test_is_the_nll_of_head_and_variance():
-    loss = VIDLoss((6, 3), (6, 5), init_var=2.0, reduction="batchmean")
-    student, teacher = torch.randn(6, 3), torch.randn(6, 5)
-    var = torch.full((5,), 2.0)
-    expected = gaussian_nll(loss.head(student), teacher, var, reduction="batchmean")
-    torch.testing.assert_close(loss(student, teacher), expected)
-
-
-def test_every_parameter_moves_after_one_step():
+@pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum"])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 7, 3), (6, 3, 4, 4)], ids=len)
+def test_the_papers_form_is_equation_4_in_the_teachers_raw_units(shape, reduction):
+    """log(sigma) + (t - mu)^2 / (2 sigma^2), element by element in float64."""
     torch.manual_seed(0)
-    loss = VIDLoss((6, 3, 4, 4), (6, 5, 4, 4))
+    loss = VIDLoss(shape, shape, reduction=reduction, **PAPER)
+    student, teacher = torch.randn(shape), 30 * torch.randn(shape) + 20
+    sigma = torch.tensor(5.0, dtype=torch.float64).sqrt()
+    for _ in range(2):  # nothing of it depends on the batches before
+        mean = loss.head(student).double()
+        expected = sigma.log() + (teacher.double() - mean).square() / (2 * sigma.square())
+        divisor = {"mean": expected.numel(), "batchmean": 6, "sum": 1}[reduction]
+        value = loss(student, teacher).double()
+        torch.testing.assert_close(value, expected.sum() / divisor, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 7, 3), (6, 3, 4, 4)], ids=len)
+def test_the_default_form_is_equation_4_in_the_teachers_own_units(shape):
+    torch.manual_seed(0)
+    loss = VIDLoss(shape, shape)
+    twin = Twin(loss.head)
+    for step in range(30):
+        student, teacher = torch.randn(shape), 30 * torch.randn(shape) + 20
+        value = loss(student, teacher)
+        torch.testing.assert_close(
+            value.double(), twin(student, teacher), rtol=1e-4, atol=1e-5, msg=lambda m: f"{step} {m}"
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"variance": "trained"}, PAPER], ids=str)
+def test_every_parameter_moves_after_one_step(options):
+    torch.manual_seed(0)
+    loss = VIDLoss((6, 3, 4, 4), (6, 5, 4, 4), **options)
     before = {name: p.detach().clone() for name, p in loss.named_parameters()}
-    assert "variance.raw_var" in before
+    assert ("trained_var.raw_var" in before) == bool(options)
     assert set(before) <= set(loss.state_dict())
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     loss(torch.randn(6, 3, 4, 4), torch.randn(6, 5, 4, 4)).backward()
@@ -43,21 +69,25 @@ def test_every_parameter_moves_after_one_step():
         assert not torch.equal(parameter, before[name]), name
 
 
-def test_learns_a_linear_gaussian_teacher():
+@pytest.mark.parametrize("options", [{}, {"variance": "trained"}, PAPER], ids=str)
+def test_learns_a_linear_gaussian_teacher(options):
     """t = A s + noise: the head finds A, the variance finds the noise's."""
     torch.manual_seed(0)
     student = torch.randn(4096, 3)
     weight = torch.randn(2, 3)
     noise = torch.tensor([0.2, 0.7])
     teacher = student @ weight.T + noise * torch.randn(4096, 2)
-    loss = VIDLoss(student.shape, teacher.shape)
+    loss = VIDLoss(student.shape, teacher.shape, **options)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
-    for _ in range(600):
+    for _ in range(600 if options else 200):
         optimizer.zero_grad()
         loss(student, teacher).backward()
         optimizer.step()
-    torch.testing.assert_close(loss.head.weight.detach(), weight, rtol=0, atol=0.03)
-    torch.testing.assert_close(loss.variance().detach(), noise**2, rtol=0.08, atol=0)
+    unit = teacher.std(0, correction=0) if loss.standardize else torch.ones(2)
+    found = loss.head.weight.detach() * unit.unsqueeze(1)
+    torch.testing.assert_close(found, weight, rtol=0, atol=0.03)
+    var = loss.variance().detach() * unit.square()
+    torch.testing.assert_close(var, noise**2, rtol=0.08, atol=0)
 
 
 def test_takes_a_head_of_ones_own():
@@ -108,30 +138,30 @@ def test_large_float16_features_do_not_overflow():
     assert torch.isfinite(value)
 
 
-def test_a_dead_teacher_channel_does_not_own_the_gradient():
-    """Its variance stops at the floor, so the gradient through it stays bounded."""
+@pytest.mark.parametrize("variance", ["running", "trained"])
+def test_a_dead_teacher_channel_does_not_own_the_gradient(variance):
+    """As it is, its variance stops at the floor, so the gradient through it stays bounded."""
     torch.manual_seed(0)
-    loss = VIDLoss((64, 3), (64, 2))
+    loss = VIDLoss((64, 3), (64, 2), variance=variance, standardize=False)
     student = torch.randn(64, 3)
     teacher = torch.cat([torch.zeros(64, 1), student[:, :1] + torch.randn(64, 1)], dim=1)
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
-    for _ in range(3000):
+    for _ in range(600):
         optimizer.zero_grad()
         value = loss(student, teacher)
         value.backward()
         optimizer.step()
     var = loss.variance().detach()
     assert torch.isfinite(value)
-    assert var[0] < 1e-3 < var[1]
-    assert loss.variance.floor <= var[0]
+    assert 1e-4 <= var[0] < 1e-2 < 0.5 < var[1]
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "error", "message"),
     [
-        ((6, 4, 4, 4), (6, 5, 4, 4), ValueError, r"expected 3 student channels; got shape \(6, 4"),
-        ((6, 3, 4, 4), (6, 1, 4, 4), ValueError, r"expected 5 teacher channels; got shape \(6, 1"),
-        ((6, 3), (6, 5, 4, 4), ValueError, "two features of one kind"),
+        ((6, 4, 4, 4), (6, 5, 4, 4), ValueError, r"VIDLoss: expected 3 student channels, .*\(6, 4"),
+        ((6, 3, 4, 4), (6, 1, 4, 4), ValueError, r"VIDLoss: expected 5 teacher channels, .*\(6, 1"),
+        ((6, 3), (6, 5, 4, 4), ValueError, "VIDLoss: expected two features of one layout"),
         ((5, 3, 4, 4), (6, 5, 4, 4), ValueError, "one batch size"),
     ],
 )
@@ -144,10 +174,14 @@ def test_shapes_are_checked_not_broadcast(student, teacher, error, message):
 @pytest.mark.parametrize(
     ("shapes", "options", "message"),
     [
-        (((2, 3), (2, 5, 4, 4)), {}, "two features of one kind"),
+        (((2, 3), (2, 5, 4, 4)), {}, "VIDLoss: expected two features of one layout"),
         (((2, 3), (2, 5)), {"reduction": "avg"}, "reduction: expected one of"),
-        (((2, 3), (2, 5)), {"init_var": 0.0}, "init_var: expected a number above"),
+        (((2, 3), (2, 5)), {"variance": "trained", "init_var": 0.0}, "init_var: expected a number above"),
         (((2, 3), (2, 5)), {"var_floor": -1.0}, "var_floor: expected a positive"),
+        (((2, 3), (2, 5)), {"var_floor": float("nan")}, "var_floor: expected a positive"),
+        (((2, 3), (2, 5)), {"variance": "fixed"}, "variance: expected one of .* got 'fixed'"),
+        (((2, 3), (2, 5)), {"momentum": 0.0}, "momentum: expected a number above 0"),
+        (((2, 3), (2, 5)), {"momentum": 1.5}, "momentum: .* at most 1; got 1.5"),
         (((2, 3), (2, 5)), {"head": nn.Linear(3, 5), "norm": "none"}, "beside a head of your own"),
     ],
 )
