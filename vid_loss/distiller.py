@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cache import FeatureCache
+from .cache import FeatureCache, checked_cache
 from .guards import HeadCheck, refuse_data_parallel, several_processes, undisturbed
 from .pairs import Pair
 from .taps import FeatureTap, unwrap
@@ -80,6 +80,7 @@ class Distiller(PairTerms):
                 "Distiller, teacher: expected another model than the student; got the same. "
                 "For self-distillation pass copy.deepcopy(student)."
             )
+        cache = checked_cache(cache)
         by_name = pairs_by_name(pairs)
         student_layers = [pair.student for pair in by_name.values()]
         teacher_layers = [pair.teacher for pair in by_name.values()]

@@ -1,8 +1,9 @@
 """The teacher's features on disk, for inputs that do not change between epochs."""
 
 import os
+import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from vid_loss.teacher import Teacher
 
+from ._checks import DIGEST, Checks, Places, Rows
 from ._fingerprint import fingerprint_of, state_of
-from ._samples import Index, checked_index, checksums, rows_of
+from ._rounding import Rounding
+from ._samples import Batch, Index, batch_of
 from ._shards import Shards
 
-_CHECKSUM, _FEATURE = "input_checksum", "feature:"
+_FEATURE = "feature:"
 _Features = Callable[[Teacher, tuple[Any, ...], Mapping[str, Any], Index], dict[str, Tensor]]
 
 
@@ -24,12 +27,15 @@ class FeatureCache:
 
     With few images and hundreds of epochs the teacher is most of the work, and says the same each
     time. That holds only where a sample's inputs are always the same: without random
-    augmentation. A sample that comes back with other inputs is noticed in the first epochs.
+    augmentation. In every batch some samples' inputs are compared with those of before, to the
+    bit. Of each file that is read one sample is given to the teacher again, and one every 64
+    calls: it must say what is kept, up to its own precision.
 
     Files are safetensors of up to 64 MB, memory-mapped, each written whole or not at all: a
     process that is killed loses the features of its last samples, and the rest can be used.
-    Several processes may share a folder; each finds what the others have written. Not for a
-    teacher that FSDP shards, whose forward all processes must run.
+    Several processes may share a folder; each finds what the others have written. Where the disk
+    is full or a file damaged, a warning says so and the teacher runs instead. Not for a teacher
+    that FSDP shards, whose forward all processes must run.
 
     Args:
         folder: where the files are, and nothing else. One folder is for one teacher and one choice
@@ -44,7 +50,8 @@ class FeatureCache:
 
     Raises:
         ImportError: if safetensors is missing.
-        ValueError: if the dtype or the bound cannot be used.
+        TypeError: if an argument has the wrong type.
+        ValueError: if the folder is a file, or the dtype or the bound cannot be used.
 
     Example:
         >>> cache = FeatureCache("features", max_bytes=10 * 2**30)  # doctest: +SKIP
@@ -60,20 +67,15 @@ class FeatureCache:
         max_bytes: int | None = None,
     ) -> None:
         _require_safetensors()
-        if dtype not in (torch.float16, torch.float32):
-            raise ValueError(
-                f"FeatureCache, dtype: expected torch.float16 or torch.float32; got {dtype}."
-            )
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(
-                f"FeatureCache, max_bytes: expected a number of bytes or None; got {max_bytes}."
-            )
+        _check(folder, dtype, max_bytes)
         self.folder = Path(folder)
         self.dtype = dtype
         self.max_bytes = max_bytes
         self._shards: Shards | None = None
         self._teacher_state: Any = None
-        self._hits = 0
+        self._rounding = Rounding(dtype)
+        self._checks = Checks(self.folder)
+        self._lock = threading.RLock()
         # Files are no part of a graph. A decorator would import the compiler with this library.
         disable: Callable[[_Features], _Features] = torch.compiler.disable
         self.features = disable(self._features)
@@ -84,8 +86,9 @@ class FeatureCache:
 
     def flush(self) -> None:
         """Writes what is not written yet: as happens after the first epoch, and at the end."""
-        if self._shards is not None:
-            self._shards.flush()
+        with self._lock:
+            if self._shards is not None:
+                self._shards.flush()
 
     @torch.no_grad()
     def _features(
@@ -110,34 +113,28 @@ class FeatureCache:
         Raises:
             ValueError: if the index is none or not of this batch, the folder has another teacher's
                 features, a sample came back with other inputs, or features differ in shape or
-                overflow the dtype.
+                do not fit the dtype.
         """
-        samples, device = checked_index(sample_index, args, kwargs)
-        shards = self._shards_of(teacher)
-        if not all(sample in shards for sample in samples):
-            shards.scan()  # another process may have them by now
-        new = [row for row, sample in enumerate(samples) if sample not in shards]
-        old = [row for row, sample in enumerate(samples) if sample in shards]
-        found = {
-            layer: shards.read(
-                _FEATURE + layer, [samples[row] for row in old], pinned=device.type == "cuda"
-            ).to(device, non_blocking=True)
-            for layer in (teacher.tap.specs if old else ())
-        }
-        check = bool(old) and self._is_time_to_check()
-        if not new and not check:
-            return found
-        # What the teacher is given, not the student: teacher_inputs may have changed, or be random.
-        args, kwargs = teacher.arguments(args, kwargs)
-        inputs = checksums(args, kwargs, len(samples))
-        if check:
-            self._check(teacher, shards, [samples[row] for row in old], inputs[old])
-        if not new:
-            shards.flush()  # the first epoch is over
-            return found
-        fresh = self._fresh(teacher, args, kwargs, samples, new)
-        rows = {_FEATURE + layer: x for layer, x in fresh.items()} | {_CHECKSUM: inputs[new]}
-        shards.add([samples[row] for row in new], rows, max_bytes=self.max_bytes)
+        samples, batch = batch_of(sample_index, args, kwargs)
+        with self._lock:
+            shards = self._shards_of(teacher)
+            places = shards.places(samples)
+            if None in places:
+                shards.scan()  # another process may have them by now
+                places = shards.places(samples)
+            batch = self._checks.as_before(batch)
+            old = {row: place for row, place in enumerate(places) if place is not None}
+            found = self._read(shards, teacher, old, batch) if old else {}
+            if old:
+                batch = self._checks.of_read(shards, teacher, batch, old, found)
+            new = [row for row in range(len(samples)) if row not in old]
+            if not new:
+                shards.flush()  # the first epoch is over
+                return found
+            fresh, batch = self._fresh(shards, teacher, batch, new)
+            rows = {_FEATURE + layer: x for layer, x in fresh.items()}
+            rows[DIGEST] = batch.digests(new, batch.common())
+            shards.add([samples[row] for row in new], rows, max_bytes=self.max_bytes)
         if not old:
             return fresh
         order = torch.tensor([*old, *new]).argsort()
@@ -153,69 +150,70 @@ class FeatureCache:
             self.flush()
             self._shards = Shards(self.folder, fingerprint_of(teacher, self.dtype))
             self._teacher_state = state
+            self._checks.begin(teacher)
             weakref.finalize(self, self._shards.flush)  # also when the interpreter ends
         return self._shards
 
+    def _read(self, shards: Shards, teacher: Teacher, places: Places, batch: Batch) -> Rows:
+        device = batch.device
+        pinned = device.type == "cuda"
+        return {
+            layer: shards.read(_FEATURE + layer, list(places.values()), pinned=pinned).to(
+                device, non_blocking=True
+            )
+            for layer in teacher.tap.specs
+        }
+
     def _fresh(
-        self,
-        teacher: Teacher,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        samples: Sequence[int],
-        new: Sequence[int],
-    ) -> dict[str, Tensor]:
+        self, shards: Shards, teacher: Teacher, batch: Batch, new: list[int]
+    ) -> tuple[Rows, Batch]:
         """Runs the teacher on the rows of a batch that are new."""
-        features = teacher.run(
-            tuple(rows_of(x, new, len(samples)) for x in args),
-            {name: rows_of(x, new, len(samples)) for name, x in kwargs.items()},
+        features = teacher.run(*teacher.arguments(*batch.rows(new)))
+        kept = {
+            layer: self._rounding.rounded(layer, x, len(new), shards.row_shape(_FEATURE + layer))
+            for layer, x in features.items()
+        }
+        return kept, self._checks.of_new(teacher, batch, kept)
+
+
+def checked_cache(cache: Any) -> FeatureCache | None:
+    """Returns a cache or None.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if cache is not None and not isinstance(cache, FeatureCache):
+        example = repr(cache) if isinstance(cache, str) else '"features"'
+        raise TypeError(
+            f"Distiller, cache: expected a FeatureCache or None; got {cache!r}. Write "
+            f"cache=FeatureCache({example})."
         )
-        return {layer: self._kept(layer, x, len(new)) for layer, x in features.items()}
+    return cache
 
-    def _kept(self, layer: str, feature: Tensor, count: int) -> Tensor:
-        """Returns a new feature in the cache's dtype, or says why it cannot be kept."""
-        kept = feature.to(self.dtype)
-        name = f"FeatureCache, layer {layer!r} of the teacher"
-        if kept.ndim < 2 or len(kept) != count:
-            raise ValueError(
-                f"{name}: expected a feature of {count} samples; got shape {tuple(kept.shape)}. "
-                "Tap a layer whose output has the batch first."
-            )
-        shape = self._shards.row_shape(_FEATURE + layer) if self._shards else None
-        if shape is not None and shape != kept.shape[1:]:
-            raise ValueError(
-                f"{name}: expected the shape {tuple(shape)} of the samples before; got "
-                f"{tuple(kept.shape[1:])}. Bring all inputs to one size, or train without a cache."
-            )
-        if not bool((kept.isfinite() == feature.isfinite()).all()):
-            raise ValueError(
-                f"{name}: expected values that {self.dtype} can hold; got "
-                f"{float(feature.abs().max())}. Use FeatureCache(..., dtype=torch.float32)."
-            )
-        return kept
 
-    def _is_time_to_check(self) -> bool:
-        """Often at first and ever more rarely then: it reads the inputs, and the weights."""
-        self._hits += 1
-        return self._hits & (self._hits - 1) == 0  # a power of two
-
-    def _check(
-        self, teacher: Teacher, shards: Shards, samples: Sequence[int], inputs: Tensor
-    ) -> None:
-        # Again, because writing to a parameter's .data leaves no trace but the values.
-        if fingerprint_of(teacher, self.dtype) != shards.fingerprint:
-            raise ValueError(
-                f"FeatureCache, {self.folder}: expected the teacher that the features are of; it "
-                "has changed since. Choose another folder, or delete these features."
-            )
-        before = shards.read(_CHECKSUM, samples)
-        differs = (inputs - before).abs() > 1e-4 * (1 + before.abs())
-        if bool(differs.any()):
-            raise ValueError(
-                f"FeatureCache, sample {samples[int(differs.nonzero()[0])]}: expected the inputs "
-                "that its features were computed from; got others. Take random augmentation out, "
-                "or train without a cache; for another data set or other teacher_inputs choose "
-                "another folder."
-            )
+def _check(folder: Any, dtype: Any, max_bytes: Any) -> None:
+    if not isinstance(folder, str | os.PathLike) or not str(folder):
+        raise TypeError(
+            f"FeatureCache, folder: expected the name of a folder; got {folder!r}. Write "
+            'FeatureCache("features").'
+        )
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(
+            f"FeatureCache, folder: expected a folder, or a name for one; got the file {folder}. "
+            "Choose another name."
+        )
+    if dtype not in (torch.float16, torch.float32):
+        raise ValueError(
+            "FeatureCache, dtype: expected torch.float16 or torch.float32; got "
+            f"{dtype!r}. Write dtype=torch.float16."
+        )
+    whole = isinstance(max_bytes, int) and not isinstance(max_bytes, bool)
+    if max_bytes is not None and not (whole and max_bytes >= 0):
+        kind = ValueError if whole else TypeError
+        raise kind(
+            f"FeatureCache, max_bytes: expected a number of bytes or None; got {max_bytes!r}. For "
+            "10 GB write max_bytes=10 * 2**30."
+        )
 
 
 def _require_safetensors() -> None:

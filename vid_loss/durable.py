@@ -1,0 +1,84 @@
+"""Files that are whole or absent, whatever kills the process or the machine."""
+
+import os
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".partial"
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file beside its place, brings it to the disk and renames it.
+
+    Args:
+        path: the file; one that is there is replaced.
+        data: its content.
+
+    Raises:
+        OSError: if that fails; nothing of it is left then, and an older file is as it was.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            _lock(file)  # until it has its name: an unlocked one counts as abandoned
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "posix":
+                os.replace(partial, path)
+        if os.name != "posix":  # Windows renames no file that is open
+            os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def rename_folder(partial: Path, path: Path) -> None:
+    """Brings all files of a folder to the disk, and renames it.
+
+    Args:
+        partial: the folder, complete.
+        path: its name from now on; not there yet.
+    """
+    for file in partial.rglob("*"):
+        _sync(file)
+    _sync(partial)
+    os.rename(partial, path)
+    _sync(path.parent)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what :func:`write_whole` left in processes that were killed."""
+    for path in folder.glob("*" + PARTIAL):
+        try:
+            with path.open("r+b") as file:
+                # One that was just made has no lock and no content yet.
+                abandoned = _lock(file) and path.stat().st_size > 0
+            if abandoned:
+                path.unlink()
+        except OSError:  # gone by now, another user's, or still open on Windows
+            continue
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Locks a file until it is closed; whether that could be done, or is of no use here."""
+    try:
+        import fcntl
+    except ImportError:
+        return True  # on Windows, where a file that is open cannot be removed
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
