@@ -1,28 +1,33 @@
 """What the Accelerate loop writes: checkpoints that are whole or absent, and plain students."""
 
-import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save
 from torch import Tensor, nn
 
-_COMPLETE = re.compile(r"epoch-(\d+)")
-_LOOP_STATE = "loop.pt"
+from vid_loss.durable import rename_folder, write_whole
+
+from ._manifest import damage_of, write_manifest
+
+_NAMES = re.compile(r"epoch-(\d+)")
+_LOOP_STATE, _PROCESSES = "loop.pt", "processes"
 
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, epoch: int, loop_state: Mapping[str, Any]
 ) -> None:
-    """Writes a checkpoint beside the others, renames it when all of it is there, drops older ones.
+    """Writes a checkpoint beside the others, and renames it when all of it is on the disk.
 
-    A process that is killed at any moment leaves the previous checkpoint or this one. Called by
-    every process.
+    A process that is killed at any moment leaves the previous checkpoint or this one. The one
+    before is kept too, in case this one is damaged later. Called by every process.
 
     Args:
         accelerator: knows the model, the optimizer, the scaler and the random states.
@@ -33,35 +38,60 @@ def save_checkpoint(
     partial = folder / "partial"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove([partial])  # left by a run that was killed while it saved
+        _remove(partial)  # left by a run that was killed while it saved
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        torch.save(dict(loop_state), partial / _LOOP_STATE)
-        older = list(_complete(folder).values())
-        os.rename(partial, folder / f"epoch-{epoch:05d}")
-        _remove(older)
+        torch.save({**loop_state, _PROCESSES: accelerator.num_processes}, partial / _LOOP_STATE)
+        write_manifest(partial)
+        _remove(folder / f"epoch-{epoch:05d}")  # a damaged one, which was passed over
+        rename_folder(partial, folder / f"epoch-{epoch:05d}")
+        before = [other for other in _checkpoints(folder) if other < epoch]
+        for other, path in _checkpoints(folder).items():
+            if other not in (epoch, max(before, default=0)):
+                _remove(path)
     accelerator.wait_for_everyone()
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
-    """Loads the last complete checkpoint.
+    """Loads the last checkpoint that is what was written; warns of those after it.
 
     Args:
         accelerator: as when it was saved.
         folder: of all checkpoints of the run.
 
     Returns:
-        The ``loop_state`` that was saved, or None if there is no complete checkpoint.
+        The ``loop_state`` that was saved, or None if there is no whole checkpoint.
     """
-    complete = _complete(folder)
-    if not complete:
+    chosen = [_last_whole(folder) if accelerator.is_main_process else None]
+    last = broadcast_object_list(chosen)[0]
+    if last is None:
         return None
-    last = complete[max(complete)]
-    accelerator.load_state(str(last))
     state: dict[str, Any] = torch.load(last / _LOOP_STATE, weights_only=True)
+    processes = state.pop(_PROCESSES)
+    if processes != accelerator.num_processes:
+        raise ValueError(
+            f"train, output: expected as many processes as wrote {last}, {processes}; got "
+            f"{accelerator.num_processes}, which have no random state in it. Start as many, or "
+            "name another output."
+        )
+    accelerator.load_state(str(last))
     return state
+
+
+def _last_whole(folder: Path) -> Path | None:
+    checkpoints = _checkpoints(folder)
+    for epoch in sorted(checkpoints, reverse=True):
+        damage = damage_of(checkpoints[epoch])
+        if damage is None:
+            return checkpoints[epoch]
+        warnings.warn(
+            f"train, output: expected a whole checkpoint in {checkpoints[epoch]}; got {damage}. "
+            "It is passed over for the one before it, and for a new start if there is none.",
+            stacklevel=2,
+        )
+    return None
 
 
 def export_student(accelerator: Accelerator, model: nn.Module, paths: Iterable[Path]) -> None:
@@ -90,20 +120,19 @@ def export_student(accelerator: Accelerator, model: nn.Module, paths: Iterable[P
         }
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            save_file(student, partial)
-            os.replace(partial, path)
+            write_whole(path, save(student))
     accelerator.wait_for_everyone()
 
 
-def _complete(folder: Path) -> dict[int, Path]:
+def _checkpoints(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         return {}
-    matches = ((_COMPLETE.fullmatch(path.name), path) for path in folder.iterdir())
+    matches = ((_NAMES.fullmatch(path.name), path) for path in folder.iterdir())
     return {int(match[1]): path for match, path in matches if match}
 
 
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

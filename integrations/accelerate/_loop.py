@@ -85,9 +85,9 @@ def train(
 
     Every epoch ends with a checkpoint in ``output/checkpoints`` and the plain student in
     ``output/last.safetensors``; ``output/best.safetensors`` is the one that was best on validation
-    data. Called again with the same ``output``, it goes on after the last complete epoch and
-    reaches the parameters that it would have reached. Call ``accelerate.utils.set_seed`` before
-    building anything, with the same seed in every process.
+    data. Called again with the same ``output``, it goes on after the last checkpoint that is whole
+    and reaches the parameters that it would have reached. The last two are kept. Call
+    ``accelerate.utils.set_seed`` before building anything, with the same seed in every process.
 
     Args:
         accelerator: with ``DataLoaderConfiguration(use_seedable_sampler=True)``; says how to
@@ -111,8 +111,9 @@ def train(
         The progress, after the last epoch. The accelerator has forgotten what it prepared.
 
     Raises:
-        ValueError: if the order of the samples would not survive a resume, or the distiller's
-            parameters are not in the optimizer.
+        ValueError: if the order of the samples would not survive a resume, the distiller's
+            parameters are not in the optimizer, or another number of processes wrote the
+            checkpoint.
     """
     _check(accelerator, optimizer, distiller)
     if distiller is not None:

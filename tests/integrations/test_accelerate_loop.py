@@ -1,6 +1,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from safetensors.torch import load_file
-from vid_loss.integrations.accelerate import Accuracy, Progress, evaluate, train
+from vid_loss.integrations.accelerate import (
+    Accuracy,
+    Progress,
+    _checkpoints,
+    _manifest,
+    evaluate,
+    train,
+)
 
 CHILD = Path(__file__).with_name("loop_child.py")
 KILLED = -9
@@ -58,15 +66,13 @@ def loader(count: int, *, unlabelled: int = 0, **options) -> DataLoader:
     return DataLoader(TensorDataset(inputs, labels), batch_size=8, **options)
 
 
-def run(
-    accelerator, output, *, transfer=True, epochs=2, heads=True, diagnose=True, **options
-) -> tuple:
+def run(accelerator, output, *, transfer=True, epochs=2, heads=True, **options) -> tuple:
     set_seed(0)
     student, teacher = net(8, 2), net(16, 5)
     distiller = None
     if transfer:
         pairs, example = [Pair("2:input", "2")], torch.zeros(1, 6)
-        distiller = Distiller(student, teacher, pairs, example=example, diagnose=diagnose)
+        distiller = Distiller(student, teacher, pairs, example=example)
     parameters = list(student.parameters())
     if distiller is not None and heads:
         parameters += distiller.parameters()
@@ -128,11 +134,6 @@ def test_training_moves_student_and_heads_and_records_every_epoch(accelerator, t
     assert progress.best_percent == max(epoch["validation"] for epoch in progress.history)
 
 
-def test_diagnostics_that_were_turned_off_are_not_recorded(accelerator, tmp_path):
-    progress, _, _ = run(accelerator, tmp_path, epochs=1, diagnose=False)
-    assert set(progress.history[0]) == {"task", "2:input->2", "validation"}
-
-
 def net_parameters_at_start() -> torch.Tensor:
     set_seed(0)
     return net(8, 2)[0].weight.detach().clone()
@@ -174,9 +175,10 @@ def test_best_is_exported_from_its_own_epoch(accelerator, tmp_path, monkeypatch)
     torch.testing.assert_close(load_file(tmp_path / "last.safetensors"), states[2])
 
 
-def test_only_the_last_checkpoint_is_kept(accelerator, tmp_path):
-    run(accelerator, tmp_path, epochs=3)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-00003"]
+def test_the_last_two_checkpoints_are_kept(accelerator, tmp_path):
+    run(accelerator, tmp_path, epochs=4)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"epoch-00003", "epoch-00004"}
 
 
 def test_a_finished_run_is_not_trained_again(accelerator, tmp_path):
@@ -223,7 +225,9 @@ def test_a_cache_serves_the_teachers_features_and_changes_nothing(accelerator, t
     for cache in (None, FeatureCache(tmp_path / "features", dtype=torch.float32)):
         set_seed(0)
         student, teacher = net(8, 2), net(16, 5)
-        teacher.register_forward_hook(lambda *_, cached=bool(cache): runs.append(cached))
+        teacher.register_forward_pre_hook(
+            lambda _, args, cached=bool(cache): runs.append((cached, len(args[0])))
+        )
         pairs, example = [Pair("2:input", "2")], torch.zeros(1, 6)
         distiller = Distiller(student, teacher, pairs, example=example, cache=cache)
         optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.1)
@@ -243,8 +247,8 @@ def test_a_cache_serves_the_teachers_features_and_changes_nothing(accelerator, t
         )
         ends.append(list(student.parameters()))
     torch.testing.assert_close(ends[0], ends[1])
-    assert runs.count(False) == 1 + 3 * 4  # the example, and every batch
-    assert runs.count(True) == 1 + 4
+    assert runs.count((False, 8)) == 3 * 4
+    assert runs.count((True, 8)) == 4
 
 
 def test_heads_outside_the_optimizer_are_refused(accelerator, tmp_path):
@@ -327,13 +331,108 @@ def whole_run_without_dropout(tmp_path_factory):
     [
         (("--kill-at-step", "6"), {"epoch-00001"}),
         (("--kill-in-save", "2"), {"epoch-00001", "partial"}),
+        (("--kill-in-save", "3"), {"epoch-00001", "epoch-00002", "partial"}),
     ],
-    ids=["mid-epoch", "in a save"],
+    ids=["mid-epoch", "in a save", "in the last save"],
 )
 def test_a_killed_run_ends_where_the_whole_run_ends(tmp_path, whole_run, kill, left):
     assert launch(tmp_path, *kill).returncode == KILLED
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == left
     torch.testing.assert_close(finish(tmp_path), whole_run, rtol=0, atol=0)
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+FILES = (
+    "model.safetensors",
+    "optimizer.bin",
+    "random_states_0.pkl",
+    "loop.pt",
+    "manifest.json",
+)
+
+
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory):
+    """Two checkpoints, and a third epoch that was not finished."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert launch(folder, "--kill-at-step", "11").returncode == KILLED
+    files = {path.name for path in (folder / "checkpoints/epoch-00002").iterdir()}
+    assert set(FILES) <= files, files
+    return folder
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, flip, zero])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(killed_run, tmp_path, name, damage):
+    shutil.copytree(killed_run / "checkpoints", tmp_path / "checkpoints")
+    damage(tmp_path / "checkpoints/epoch-00002" / name)
+    with pytest.warns(UserWarning, match=r"epoch-00002; got .* passed over for the one before it"):
+        chosen = _checkpoints._last_whole(tmp_path / "checkpoints")
+    assert chosen == tmp_path / "checkpoints/epoch-00001"
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_ends_where_the_whole_run_ends(
+    killed_run, tmp_path, whole_run
+):
+    shutil.copytree(killed_run, tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    remove(checkpoints / "epoch-00002/random_states_0.pkl")
+    (checkpoints / "epoch-00099").mkdir()
+    (checkpoints / "epoch-00098").write_text("")
+    torch.testing.assert_close(finish(tmp_path / "run"), whole_run, rtol=0, atol=0)
+    assert {path.name for path in checkpoints.iterdir()} == {"epoch-00002", "epoch-00003"}
+
+
+def test_without_a_whole_checkpoint_a_run_starts_anew(accelerator, tmp_path):
+    expected, student, _ = run(accelerator, tmp_path / "whole")
+    (tmp_path / "damaged/checkpoints/epoch-00099").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"epoch-00099; got no manifest.json.* a new start if"):
+        progress, other, _ = run(accelerator, tmp_path / "damaged")
+    assert progress == expected
+    torch.testing.assert_close(dict(other.state_dict()), dict(student.state_dict()))
+
+
+def test_a_checkpoint_of_more_processes_is_refused(accelerator, tmp_path):
+    run(accelerator, tmp_path)
+    state = tmp_path / "checkpoints/epoch-00002/loop.pt"
+    torch.save({**torch.load(state, weights_only=True), "processes": 2}, state)
+    _manifest.write_manifest(state.parent)
+    with pytest.raises(ValueError, match=r"as many processes as wrote .*00002, 2; got 1, which ha"):
+        run(accelerator, tmp_path)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(accelerator, tmp_path, monkeypatch):
+    synced = set()
+    fsync, rename = os.fsync, os.rename
+
+    def renamed(partial, path):
+        missing = {str(x) for x in (partial, *partial.rglob("*"))} - synced
+        assert not missing
+        rename(partial, path)
+
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: (synced.add(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr("os.rename", renamed)
+    run(accelerator, tmp_path, epochs=1)
+    assert str(tmp_path / "checkpoints") in synced
 
 
 def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path, whole_run_without_dropout):
