@@ -210,8 +210,18 @@ def test_different_classes_lead_to_lwf():
 @pytest.mark.parametrize(
     ("build", "student", "teacher", "message"),
     [
-        (lambda s, t: KDLoss(), (2, 3, 4, 4), (2, 3, 4, 4), r"KDLoss: expected a vector \(N, C\) or tokens .*; got a map"),
-        (LwFLoss, (2, 3, 4, 4), (2, 3, 4, 4), r"LwFLoss: expected a vector \(N, C\) or tokens .*; got a map"),
+        (
+            lambda s, t: KDLoss(),
+            (2, 3, 4, 4),
+            (2, 3, 4, 4),
+            r"KDLoss: expected a vector \(N, C\) or tokens .*; got a map",
+        ),
+        (
+            LwFLoss,
+            (2, 3, 4, 4),
+            (2, 3, 4, 4),
+            r"LwFLoss: expected a vector \(N, C\) or tokens .*; got a map",
+        ),
         (lambda s, t: ATLoss(), (2, 3), (2, 3), r"ATLoss: expected a map .*; got a vector"),
         (lambda s, t: ATLoss(), (2, 3, 4, 4), (2, 3), "ATLoss: expected two features of one"),
         (FitNetLoss, (2, 3), (2, 3, 4, 4), "FitNetLoss: expected two features of one layout"),

@@ -479,7 +479,11 @@ def test_another_batch_than_the_students_is_refused():
         ([Pair("fc", "fc"), Pair("fc", "fc")], ValueError, "a name of its own; got 'fc->fc' twice"),
         ({"stage3": "stage1"}, ValueError, "Layer 'stage3' of the student: .*closest are"),
         ({"stage1": "stage3"}, ValueError, "Layer 'stage3' of the teacher: .*closest are"),
-        ({"stage1": "fc"}, ValueError, "Pair 'stage1' -> 'fc', VIDLoss: expected two features of one"),
+        (
+            {"stage1": "fc"},
+            ValueError,
+            "Pair 'stage1' -> 'fc', VIDLoss: expected two features of one",
+        ),
         ({"stage1[0]": "stage1"}, TypeError, r"Layer 'stage1\[0\]': .* Drop the index"),
         (
             [Pair("fc", "fc", loss=lambda s, t: VIDLoss(s, t, reduction="none"))],

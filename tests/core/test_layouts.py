@@ -106,7 +106,12 @@ MISFITS = [
         "floating-point tensor as the teacher's feature; got torch.bool",
     ),
     ((None, torch.zeros(2, 3)), None, TypeError, "as the student's feature; got NoneType"),
-    (zeros((2, 3, 4, 4), (2, 3)), None, ValueError, r"one layout; .*a map .* and a vector \(N, C\)"),
+    (
+        zeros((2, 3, 4, 4), (2, 3)),
+        None,
+        ValueError,
+        r"one layout; .*a map .* and a vector \(N, C\)",
+    ),
     (zeros((2, 3), (2, 4, 3)), None, ValueError, r"one layout; .*a vector .* and tokens"),
     (zeros((2, 17, 3), (2, 16, 3)), None, ValueError, r"as many tokens of each; got \(2, 17, 3\)"),
     (
@@ -115,7 +120,12 @@ MISFITS = [
         ValueError,
         r"mask: expected a mask of shape \(2, 4\); got shape \(2, 5\)",
     ),
-    (zeros((2, 3), (2, 3)), torch.ones(2, 3), ValueError, "mask: expected a mask None for a vector"),
+    (
+        zeros((2, 3), (2, 3)),
+        torch.ones(2, 3),
+        ValueError,
+        "mask: expected a mask None for a vector",
+    ),
     (zeros((2, 3, 4, 4), (2, 3, 2, 4, 4)), None, ValueError, "maps of one rank"),
 ]
 

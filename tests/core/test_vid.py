@@ -51,7 +51,11 @@ def test_the_default_form_is_equation_4_in_the_teachers_own_units(shape):
         student, teacher = torch.randn(shape), 30 * torch.randn(shape) + 20
         value = loss(student, teacher)
         torch.testing.assert_close(
-            value.double(), twin(student, teacher), rtol=1e-4, atol=1e-5, msg=lambda m: f"{step} {m}"
+            value.double(),
+            twin(student, teacher),
+            rtol=1e-4,
+            atol=1e-5,
+            msg=lambda m: f"{step} {m}",
         )
 
 
@@ -176,7 +180,11 @@ def test_shapes_are_checked_not_broadcast(student, teacher, error, message):
     [
         (((2, 3), (2, 5, 4, 4)), {}, "VIDLoss: expected two features of one layout"),
         (((2, 3), (2, 5)), {"reduction": "avg"}, "reduction: expected one of"),
-        (((2, 3), (2, 5)), {"variance": "trained", "init_var": 0.0}, "init_var: expected a number above"),
+        (
+            ((2, 3), (2, 5)),
+            {"variance": "trained", "init_var": 0.0},
+            "init_var: expected a number above",
+        ),
         (((2, 3), (2, 5)), {"var_floor": -1.0}, "var_floor: expected a positive"),
         (((2, 3), (2, 5)), {"var_floor": float("nan")}, "var_floor: expected a positive"),
         (((2, 3), (2, 5)), {"variance": "fixed"}, "variance: expected one of .* got 'fixed'"),

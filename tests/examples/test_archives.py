@@ -1,3 +1,4 @@
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -47,14 +48,14 @@ def test_a_download_that_stops_leaves_no_file(tmp_path, monkeypatch):
 def archive(path: Path, *members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for member in members:
-            member.size = 0 if member.issym() else 4
+            member.size = 4 if member.isreg() else 0
             tar.addfile(member, io.BytesIO(b"data"))
     return path
 
 
-def symlink(name: str, target: str) -> tarfile.TarInfo:
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.type, member.linkname = tarfile.SYMTYPE, target
+    member.type, member.linkname = kind, target
     return member
 
 
@@ -66,15 +67,67 @@ def test_an_archive_is_unpacked_to_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "member",
-    [tarfile.TarInfo("../evil"), symlink("Top/evil", "/etc"), symlink("Top/evil", "../../x")],
-    ids=["parent", "absolute link", "relative link"],
+    "members",
+    [
+        [tarfile.TarInfo("../evil")],
+        [tarfile.TarInfo("/tmp/evil")],
+        [tarfile.TarInfo("Top/../../evil")],
+        [tarfile.TarInfo("C:\\evil")],
+        [link("Top/evil", "/etc")],
+        [link("Top/evil", "../../x")],
+        [link("Top/evil", "x"), tarfile.TarInfo("Top/evil")],
+        [link("Top/evil", "../../x", tarfile.LNKTYPE)],
+        [link("Top/evil", "", tarfile.CHRTYPE)],
+        [link("Top/evil", "", tarfile.FIFOTYPE)],
+    ],
+    ids=lambda members: f"{members[0].type.decode()} {members[0].name} {members[0].linkname}",
 )
-def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, member):
-    path = archive(tmp_path / "a.tgz", tarfile.TarInfo("Top/x"), member)
-    with pytest.raises(ValueError, match=r"a.tgz: expected .* stay in their folder; got .*Error"):
+def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, monkeypatch, members):
+    monkeypatch.setattr(tarfile.TarFile, "extractall", None)  # whose filter is not believed
+    path = archive(tmp_path / "a.tgz", tarfile.TarInfo("Top/x"), *members)
+    with pytest.raises(ValueError, match=r"a.tgz: expected .* stay in their folder; got ReadError"):
         unpack(path, "Top", tmp_path / "data")
     assert {x.name for x in tmp_path.iterdir()} == {"a.tgz"}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_archive_cut_anywhere_is_named(tmp_path, packed):
+    """Between two members too, where tarfile sees nothing."""
+    path = archive(tmp_path / "a.tgz", *(tarfile.TarInfo(f"Top/{i}") for i in range(3)))
+    whole = path.read_bytes() if packed else gzip.decompress(path.read_bytes())
+    end = len(whole) if packed else 3 * 1024 + 512  # then come zeros up to a full record
+    for size in range(0, end, 1 if packed else 128):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a.tgz: expected a readable archive with Top/ in it"):
+            unpack(path, "Top", tmp_path / "data")
+    path.write_bytes(whole)
+    unpack(path, "Top", tmp_path / "data")
+    assert {x.name for x in (tmp_path / "data").iterdir()} == {"0", "1", "2"}
+
+
+def header_of_a_gigabyte(kind: bytes) -> bytes:
+    member = tarfile.TarInfo("Top/x")
+    member.type, member.size = kind, 2**30
+    return member.tobuf() + bytes(2**20)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_larger_than_any_is_refused_before_it_is_read(tmp_path, kind):
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(header_of_a_gigabyte(kind)))
+    with pytest.raises(ValueError, match=r"a.tgz: .*a header of 1073741824 bytes"):
+        unpack(path, "Top", tmp_path / "data")
+
+
+def test_more_than_a_data_set_of_images_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MAX_BYTES", 2000)
+    path = archive(tmp_path / "a.tgz", *(tarfile.TarInfo(f"Top/{i}") for i in range(3)))
+    with pytest.raises(ValueError, match=r"a.tgz: .*more than 2000 bytes"):
+        unpack(path, "Top", tmp_path / "data")
+    monkeypatch.setattr(archives, "_MAX_BYTES", 2**20)
+    monkeypatch.setattr(archives, "_MAX_FILES", 2)
+    with pytest.raises(ValueError, match=r"a.tgz: .*more than 2 files"):
+        unpack(path, "Top", tmp_path / "data")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no archive", "another folder"])

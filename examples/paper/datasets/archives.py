@@ -1,13 +1,21 @@
 """Archives from the network: checked before they are opened, opened inside their folder."""
 
+import gzip
 import hashlib
 import shutil
 import tarfile
 import zlib
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.error import URLError
 
 from torchvision.datasets.utils import download_url
+
+_MAX_BYTES = 16 * 2**30  # of an archive, unpacked: MIT-67 has 2.4 GB
+_MAX_FILES = 10**6
+_MAX_READ = 2**20
 
 
 def download(url: str, path: Path, digest: str | None = None) -> None:
@@ -58,23 +66,31 @@ def check_digest(path: Path, digest: str) -> None:
 def unpack(archive: Path, top: str, folder: Path) -> None:
     """Unpacks one top folder of a tar archive; it is complete as soon as it exists.
 
+    Plain files alone, each under a path that is checked here: the ``filter`` of Pythons before
+    3.11.13 and 3.12.11 can be led out of its folder by links (CVE-2025-4517).
+
     Args:
-        archive: the file, its digest checked.
+        archive: the file, its digest checked; with gzip or as it is.
         top: the folder's name in the archive; what else is in there is left out.
         folder: where it goes.
 
     Raises:
-        ValueError: if a member would leave the folder, or the archive cannot be read.
+        ValueError: if a member is a link or would leave the folder, if the archive cannot be read
+            to its end, or holds more than a data set of images does.
     """
     if folder.exists():
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(partial, filter="data")
+        with _opened(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for number, member in enumerate(tar):
+                if number >= _MAX_FILES:
+                    raise tarfile.ReadError(f"more than {_MAX_FILES} files")
+                _unpack_member(tar, member, partial)
+            _read_to_the_end(file, tar.offset)
         (partial / top).rename(folder)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{archive}: expected a readable archive with {top}/ in it, whose members stay "
             f"in their folder; got {type(error).__name__}: {error}. Nothing of it is used: delete "
@@ -82,3 +98,60 @@ def unpack(archive: Path, top: str, folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Bounded:
+    """A file for tarfile to read, of which no more is read at once than is meant to be."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """Reads some bytes: a header of gigabytes would be taken into memory as one."""
+        if not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        """Goes on to a place, which in gzip means to unpack all before it."""
+        if position > _MAX_BYTES:
+            raise tarfile.ReadError(f"more than {_MAX_BYTES} bytes")
+        return self._file.seek(position)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[_Bounded]:
+    with archive.open("rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        with gzip.open(plain) if packed else nullcontext(plain) as file:
+            yield _Bounded(file)
+
+
+def _read_to_the_end(file: _Bounded, position: int) -> None:
+    """After the last member: a mark, and in gzip a checksum of all."""
+    file.seek(position)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("no mark at its end")
+    while file.read(_MAX_READ):
+        if file.tell() > _MAX_BYTES:
+            raise tarfile.ReadError(f"more than {_MAX_BYTES} bytes")
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    parts = PurePosixPath(member.name).parts
+    if member.name.startswith("/") or ".." in parts or "\\" in member.name or ":" in member.name:
+        raise tarfile.ReadError(f"the name {member.name!r}")
+    if member.offset_data + member.size > _MAX_BYTES:
+        raise tarfile.ReadError(f"more than {_MAX_BYTES} bytes")
+    path = folder.joinpath(*parts)
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    source = tar.extractfile(member) if member.isreg() else None
+    if source is None:
+        raise tarfile.ReadError(f"{member.name!r}, which is no plain file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with source, path.open("wb") as target:
+        shutil.copyfileobj(source, target, _MAX_READ)
