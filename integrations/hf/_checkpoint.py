@@ -3,60 +3,16 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
-from ._student import HEADS, StudentHeads
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # it is given its Trainer where it is mixed in
+from ._heads import HEADS
 
 HEADS_FILE = f"{HEADS}.safetensors"
-
-
-class HeadsCheckpointMixin(_Base):
-    """What VIDTrainer saves and loads: the plain student's model file, and the heads beside it.
-
-    Under FSDP and DeepSpeed the heads travel in the engine's own checkpoint too, and are loaded
-    from there.
-    """
-
-    _heads: StudentHeads | None
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self._heads is None:
-            super()._save(output_dir, state_dict=state_dict)
-            return
-        heads = self._heads.distiller.losses.state_dict()
-        if state_dict is not None:
-            state_dict, heads = split_heads(state_dict)
-        with self._heads.hidden():
-            super()._save(output_dir, state_dict=state_dict)
-        if self.args.should_save and heads:
-            save_heads(str(output_dir or self.args.output_dir), heads)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._heads is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        with self._heads.hidden():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_heads(resume_from_checkpoint, self._heads.distiller.losses)
-
-    def _load_best_model(self) -> None:
-        if self._heads is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
-        with self._heads.hidden():
-            super()._load_best_model()
-        load_heads(str(self.state.best_model_checkpoint), self._heads.distiller.losses)
 
 
 def save_heads(folder: str | Path, state: Mapping[str, Tensor]) -> None:

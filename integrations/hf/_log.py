@@ -1,11 +1,10 @@
 """The parts of the training loss, for the Trainer's own log."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from vid_loss.distiller import Distiller
 
 
 class LossMeans:
@@ -19,19 +18,31 @@ class LossMeans:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0.0
 
-    def add(self, task: Tensor, distiller: Distiller, share: float) -> None:
-        """Adds the values of one forward.
+    def add(
+        self,
+        task: Tensor,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        share: float,
+    ) -> None:
+        """Adds the values of one batch.
 
         Args:
             task: its part of the step's task loss.
-            distiller: has its transfer terms.
+            terms: its transfer terms by pair, float32 whatever FSDP's output_dtype makes of the
+                loss itself.
+            weights: the weights of the pairs.
             share: which part of an optimizer step it is.
         """
-        # The terms are float32, whatever FSDP's output_dtype makes of the loss itself.
-        terms = {name: share * x.to(task.device) for name, x in distiller.terms.items()}
-        transfer = torch.stack([distiller.weights[name] * x for name, x in terms.items()]).sum()
-        values = {"task_loss": task.detach().float(), "transfer_loss": transfer}
-        for name, value in {**values, **{f"transfer/{k}": x for k, x in terms.items()}}.items():
+        values = {
+            "task_loss": task.detach().float(),
+            "transfer_loss": torch.zeros((), device=task.device),
+        }
+        for name, term in terms.items():
+            value = share * term.to(task.device)
+            values["transfer_loss"] = values["transfer_loss"] + weights[name] * value
+            values[f"transfer/{name}"] = value
+        for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += share
 
@@ -45,8 +56,3 @@ class LossMeans:
         logs = dict(zip(self.sums, means, strict=True))
         self.sums, self.steps = {}, 0.0
         return logs
-
-
-def transferred(distiller: Distiller) -> dict[str, float]:
-    """Returns what each VIDLoss pair transferred in this process's last batch."""
-    return distiller.metrics()

@@ -1,36 +1,42 @@
 """Hugging Face training scripts distil by changing one class name."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from vid_loss.distiller import Distiller
-from vid_loss.matching import match_layers
+from vid_loss.guards import hook_guards
 from vid_loss.pairs import Pair
-from vid_loss.taps import unwrap
 from vid_loss.teacher import Inputs
 
-from ._checkpoint import HeadsCheckpointMixin
-from ._inputs import Columns, first_batch, takes_any, without_labels
-from ._log import LossMeans
-from ._loss import TransferLossMixin
-from ._student import HEADS, StudentHeads
+from ._build import build_distiller, first_batch, move_teacher
+from ._checkpoint import load_heads, save_heads, split_heads
+from ._heads import HEADS, StudentHeads
+from ._inputs import Columns
+from ._loss import TransferLoss
+from ._optimizer import give_heads_groups
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # it is given its Trainer where it is mixed in
 
 
-class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
+class VIDTrainerMixin(_Base):
     """What turns a Hugging Face Trainer into one that distils; it goes in front of the Trainer.
 
     ``class MyTrainer(VIDTrainerMixin, Seq2SeqTrainer)`` is that trainer plus the transfer terms
     of a teacher. Its own arguments stay what they are, and so do a ``compute_loss`` of yours,
     ``compute_loss_func``, label smoothing, ``model_init`` and callbacks. Evaluation and the saved
     model are those of the plain Trainer; heads are saved beside the model.
+
+    The terms are those of the student's forward in ``compute_loss``, whatever that returns. If it
+    has several forwards with gradients, the teacher runs before each, on what that one is given,
+    and their terms are averaged.
 
     Args:
         *args: the Trainer's positional arguments.
@@ -43,6 +49,8 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         teacher_dtype: as in :class:`~vid_loss.Distiller`; the autocast of the Trainer's ``bf16``
             and ``fp16`` holds for the teacher anyway.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
+        head_learning_rate: of the heads, which start from nothing; schedulers scale it as they do
+            the student's. None takes ``args.learning_rate``, and with an Adam at least 2e-3.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:
@@ -61,18 +69,15 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         teacher_inputs: Callable[..., Inputs] | None = None,
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
+        head_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.teacher = teacher
-        self._teacher_dtype = teacher_dtype
-        self._stop_teacher = stop_teacher
         self._pairs = pairs
         self._example = example
-        self._columns = Columns(teacher, teacher_inputs)
-        self._heads: StudentHeads | None = None
-        self._means = LossMeans()
-        self._ignores_item_count: bool | None = None
-        self._optimizer_checked = False
+        self._teacher_options = {"teacher_dtype": teacher_dtype, "stop_teacher": stop_teacher}
+        self._head_learning_rate = head_learning_rate
+        self._transfer = TransferLoss(self, Columns(teacher, teacher_inputs))
         self._ready = False
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
@@ -81,9 +86,7 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
                 "would use through nn.DataParallel. Start the script with torchrun or accelerate "
                 "launch, or set CUDA_VISIBLE_DEVICES=0."
             )
-        self._columns.label_names.update(self.label_names)
-        # On the instance, so that it is around whichever compute_loss a subclass brings.
-        self.compute_loss = self._loss_with_transfer  # type: ignore[method-assign]  # as said above
+        self._transfer.columns.label_names.update(self.label_names)
         self._ready = True
         self._attach(cast(nn.Module, self.model))
 
@@ -93,13 +96,20 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
 
         None where there was nothing to size heads with, and after :meth:`close`.
         """
-        return None if self._heads is None else self._heads.distiller
+        return None if self._transfer.heads is None else self._transfer.heads.distiller
 
     def close(self) -> None:
         """Takes heads and hooks off the student. It is then what it was, its weights trained."""
-        if self._heads is not None:
-            self._heads.detach()
-        self._heads = None
+        if self._transfer.heads is not None:
+            self._transfer.heads.detach()
+        self._transfer.heads = None
+
+    def padding_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Returns ``(N, L)``, nonzero at tokens that count, or None. Override it for a decoder."""
+        mask = inputs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    # ---- Building ----
 
     def _attach(self, model: nn.Module) -> None:
         """Builds the heads, where there is a batch to size them with, as a child of the model."""
@@ -109,34 +119,17 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
             self._example = first_batch(self.train_dataset, collate)
         if self._example is None:
             return
-        for owner, part in (("model", model), ("teacher", self.teacher)):
-            _refuse_meta(owner, part)
-        columns = self._columns
-        device = next(model.parameters()).device
-        columns.batch = send_to_device(dict(self._example), device)
-        example = without_labels(model, columns.for_student(columns.batch), columns.label_names)
-        if self.padding_mask(columns.batch) is not columns.batch.get("attention_mask"):
-            # It is another mask that counts, and only the features' shapes matter here.
-            example.pop("attention_mask", None)
-        _move(self.teacher, device)
-        distiller = Distiller(
+        distiller = build_distiller(
             model,
-            self.teacher,
-            self._matched(model, example) if self._pairs is None else self._pairs,
-            example=example,
-            teacher_inputs=columns.for_teacher,
-            teacher_dtype=self._teacher_dtype,
-            stop_teacher=self._stop_teacher,
+            self._transfer.columns,
+            self._example,
+            self._pairs,
+            mask_of=self.padding_mask,
+            log_match=self.is_world_process_zero(),
+            **self._teacher_options,
         )
-        _move(self.teacher, self.args.device)
-        self._heads = StudentHeads(distiller, self.accelerator.autocast)
-
-    def _matched(self, model: nn.Module, example: Mapping[str, Any]) -> Sequence[Pair]:
-        pairs = match_layers(model, self.teacher, example, teacher_inputs=self._columns.for_teacher)
-        if self.is_world_process_zero():
-            # What nobody chose should be seen: transformers hides INFO by default.
-            logger.warning("VIDTrainer, pairs: none were given; matched:\n%s", pairs)
-        return pairs
+        move_teacher(self.teacher, self.args.device)
+        self._transfer.heads = StudentHeads(distiller, self.padding_mask, self.accelerator.autocast)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Gives every model of ``model_init`` heads."""
@@ -152,20 +145,98 @@ class VIDTrainerMixin(TransferLossMixin, HeadsCheckpointMixin):
         if self._signature_columns is not None:
             return
         super()._set_signature_columns_if_needed()
-        # A student that takes anything gets everything, unless the Trainer would drop it.
-        student = unwrap(cast(nn.Module, self.model))
-        if self.args.remove_unused_columns or not takes_any(student.forward):
-            names = cast(list[str], self._signature_columns)
-            names += self._columns.keep_for_teacher(names)
+        names = cast(list[str], self._signature_columns)
+        names += self._transfer.columns.keep_for_teacher(
+            cast(nn.Module, self.model), names, self.args.remove_unused_columns
+        )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Leaves the variances and norms of the heads without weight decay, and their biases."""
-        free = {
-            name
-            for name, parameter in model.named_parameters()
-            if HEADS in name.split(".") and parameter.ndim <= 1
-        }
-        return [name for name in super().get_decay_parameter_names(model) if name not in free]
+        names = super().get_decay_parameter_names(model)
+        vectors = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+        return [name for name in names if not (HEADS in name.split(".") and name in vectors)]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Makes the Trainer's optimizer, with groups of the heads' own behind the student's."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._transfer.heads is not None and not given:
+            give_heads_groups(optimizer, self._transfer.heads.distiller, self._head_learning_rate)
+        return optimizer
+
+    # ---- Training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
+        if self._transfer.heads is None:
+            raise ValueError(
+                "VIDTrainer, example: expected a collated batch, as there is no train_dataset to "
+                "size the heads with; got None. Pass one of the two."
+            )
+        guards = hook_guards() if self.args.torch_compile else nullcontext()
+        with guards, self._transfer.installed(self._example or {}):
+            return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Takes a step's gradients; heads that nothing weighs get none."""
+        loss = super().training_step(*args, **kwargs)
+        if self._transfer.heads is not None and not any(
+            self._transfer.heads.distiller.weights.values()
+        ):
+            # Their zeros would change the last bit of the norm that gradients are clipped by.
+            for parameter in self._transfer.heads.distiller.parameters():
+                parameter.grad = None
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluates the student on its own columns."""
+        batch = self._transfer.columns.for_student(inputs)
+        return super().prediction_step(model, batch, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds to a training loss its parts by name, and what was transferred."""
+        if "loss" in logs:
+            logs.update(self._transfer.means.take(self.accelerator))
+            if self._transfer.heads is not None:
+                logs.update(self._transfer.heads.distiller.metrics())
+        super().log(logs, *args, **kwargs)
+
+    # ---- Checkpoints: the plain student's model file, and the heads beside it ----
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self._transfer.heads is None:
+            super()._save(output_dir, state_dict=state_dict)
+            return
+        heads = self._transfer.heads.distiller.losses.state_dict()
+        if state_dict is not None:
+            state_dict, heads = split_heads(state_dict)
+        with self._transfer.heads.hidden():
+            super()._save(output_dir, state_dict=state_dict)
+        if self.args.should_save and heads:
+            save_heads(str(output_dir or self.args.output_dir), heads)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with self._plain_student(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._plain_student(str(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    @contextmanager
+    def _plain_student(self, checkpoint: str) -> Iterator[None]:
+        """Has the plain student loaded in a block, and its heads from beside it afterwards.
+
+        FSDP and DeepSpeed have the heads in their own checkpoints, and load them from there.
+        """
+        if self._transfer.heads is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            yield
+            return
+        with self._transfer.heads.hidden():
+            yield
+        load_heads(checkpoint, self._transfer.heads.distiller.losses)
 
 
 class VIDTrainer(VIDTrainerMixin, Trainer):
@@ -179,17 +250,3 @@ class VIDTrainer(VIDTrainerMixin, Trainer):
         )
         trainer.train()
     """
-
-
-def _refuse_meta(owner: str, model: nn.Module) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(
-            f"VIDTrainer, {owner}: expected weights in memory; got a model on the meta device. "
-            "Load it with from_pretrained() and without device_map='meta' or init_empty_weights()."
-        )
-
-
-def _move(teacher: nn.Module, device: torch.device) -> None:
-    # What is spread over devices or quantised stays where it is.
-    if getattr(teacher, "hf_device_map", None) is None and not hasattr(teacher, "hf_quantizer"):
-        teacher.to(device)

@@ -9,13 +9,15 @@ import traceback
 from pathlib import Path
 
 import torch
-from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged, sentences
+from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged, sentences, without_estimates
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from vid_loss.integrations.hf import VIDTrainer
 
 from vid_loss import Pair
+
+LLAMA_LAYERS = next(iter(LLAMA_PAIR.items()))
 
 
 def pretend_fsdp(**options):
@@ -46,7 +48,7 @@ def main(rank, processes, port, folder, output, options):
         raise
 
 
-def train(rank, folder, output, fsdp=None, resume=None, **options):
+def train(rank, folder, output, fsdp=None, resume=None, estimates=True, **options):
     if fsdp:
         pretend_fsdp(**fsdp)
     trainer = VIDTrainer(
@@ -54,7 +56,7 @@ def train(rank, folder, output, fsdp=None, resume=None, **options):
         arguments(folder, optim="sgd", **options),
         train_dataset=sentences(),
         teacher=llama_teacher(),
-        pairs=[Pair(*next(iter(LLAMA_PAIR.items())), weight=1.0)],
+        pairs=[Pair(*LLAMA_LAYERS, weight=1.0)] if estimates else without_estimates(LLAMA_PAIR),
     )
     trainer.train(resume_from_checkpoint=resume)
     state = {

@@ -54,28 +54,45 @@ def assert_same(ranks, joined):
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
-    """One process, eight rows a step."""
+    """One process, eight rows per step."""
     folder = tmp_path_factory.mktemp("joined")
     return run(folder, 1, per_device_train_batch_size=8, max_steps=3)[0]
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "find_unused", "average_tokens"),
-    [(1, False, True), (1, True, True), (2, False, True), (2, True, True), (2, False, False)],
-)
-def test_ddp_is_one_process_with_the_joined_batch(
-    tmp_path, joined, accumulation, find_unused, average_tokens
-):
-    ranks = run(
-        tmp_path,
+@pytest.fixture(scope="module")
+def joined_without_estimates(tmp_path_factory):
+    """The same with a loss that keeps no running means, which would depend on micro-batches."""
+    folder = tmp_path_factory.mktemp("joined")
+    return run(folder, 1, per_device_train_batch_size=8, max_steps=3, estimates=False)[0]
+
+
+def run_ddp(folder, accumulation=1, find_unused=False, **options):
+    return run(
+        folder,
         2,
         per_device_train_batch_size=4 // accumulation,
         gradient_accumulation_steps=accumulation,
         ddp_find_unused_parameters=find_unused,
-        average_tokens_across_devices=average_tokens,
         max_steps=3,
+        **options,
     )
-    assert_same(ranks, joined)
+
+
+@pytest.mark.parametrize("find_unused", [False, True])
+def test_ddp_is_one_process_with_the_joined_batch(tmp_path, joined, find_unused):
+    assert_same(run_ddp(tmp_path, find_unused=find_unused), joined)
+
+
+@pytest.mark.parametrize(
+    ("find_unused", "average_tokens"), [(False, True), (True, True), (False, False)]
+)
+def test_ddp_with_accumulation_is_one_process_with_the_joined_batch(
+    tmp_path, joined_without_estimates, find_unused, average_tokens
+):
+    ranks = run_ddp(
+        tmp_path, 2, find_unused, average_tokens_across_devices=average_tokens, estimates=False
+    )
+    assert_same(ranks, joined_without_estimates)
 
 
 @needs_gloo_that_averages

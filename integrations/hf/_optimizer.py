@@ -1,0 +1,50 @@
+"""The heads in the Trainer's optimizer: groups and a learning rate of their own."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+from transformers import Trainer
+
+from vid_loss.distiller import Distiller
+from vid_loss.guards import holds_all
+from vid_loss.terms import HEAD_LEARNING_RATE
+
+
+def give_heads_groups(
+    optimizer: Optimizer, distiller: Distiller, learning_rate: float | None
+) -> None:
+    """Moves the heads into groups of their own, behind the others, each with its weight decay.
+
+    Args:
+        optimizer: holds the heads among other parameters, or nothing of them.
+        distiller: has the heads.
+        learning_rate: theirs. None raises the group's to ``HEAD_LEARNING_RATE`` in an Adam, which
+            steps by the learning rate however large the gradient is, and keeps it elsewhere.
+    """
+    heads = {id(parameter) for parameter in distiller.parameters()}
+    # By name, because most of them are in other libraries and share no class.
+    is_adam = "adam" in type(optimizer).__name__.lower()
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if id(p) in heads]
+        if not moved:
+            continue
+        group["params"] = [p for p in group["params"] if id(p) not in heads]
+        rate = learning_rate
+        if rate is None:
+            rate = max(group["lr"], HEAD_LEARNING_RATE) if is_adam else group["lr"]
+        optimizer.add_param_group({**group, "params": moved, "lr": rate})
+
+
+def refuse_optimizer_without_heads(trainer: Trainer, distiller: Distiller) -> None:
+    """Raises the RuntimeError that says which line an optimizer of the user's lacks."""
+    # DeepSpeed and FSDP 1 flatten the parameters that their optimizers hold.
+    flattened = trainer.is_deepspeed_enabled or (
+        trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1
+    )
+    optimizer: Any = trainer.optimizer
+    if not (flattened or optimizer is None or holds_all(optimizer, distiller)):
+        raise RuntimeError(
+            "VIDTrainer, optimizers: expected the heads in the optimizer; got one without them. "
+            "Before train() add: optimizer.add_param_group({'params': "
+            "trainer.distiller.parameters()}), and build your scheduler, if any, after that."
+        )

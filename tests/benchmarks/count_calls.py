@@ -1,0 +1,119 @@
+"""How much code a feature and a batch pass through; it times nothing.
+
+Run it as a program, ``python tests/benchmarks/count_calls.py``. It counts calls of Python functions
+of this package, comprehensions included, and prints:
+
+- of a plain ``Distiller`` step with one pair, how many different functions there are from the
+  student's forward, where the hooks are, to the scalar;
+- of a ``VIDTrainer`` training step with one pair, how many functions are called, and how often
+  one is in another file than the one that was called before it.
+
+A reader who follows a value opens that many functions, and turns to another file that often.
+With ``--list`` it prints them.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+import torch.nn.functional as F
+import vid_loss.integrations
+from torch import Tensor, nn
+from transformers import TrainingArguments
+from vid_loss.integrations.hf import VIDTrainer
+
+import vid_loss
+from vid_loss import Distiller
+
+ROOTS = tuple(str(Path(x.__file__).parent) for x in (vid_loss, vid_loss.integrations))
+
+
+class Net(nn.Module):
+    """A model of one tapped layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns logits, and the loss if there are labels."""
+        logits = self.head(self.body(x))
+        return {} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@contextmanager
+def counted() -> Iterator[list[CodeType]]:
+    """Yields a list of what is called of this package in the block."""
+    calls: list[CodeType] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(ROOTS):
+            calls.append(frame.f_code)
+
+    sys.setprofile(profile)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def calls_of_plain_step() -> list[CodeType]:
+    """The third step of a plain loop: the second looks whether the heads are trained."""
+    student, teacher, batch = Net(5), Net(7), torch.randn(2, 4)
+    distiller = Distiller(student, teacher, {"body": "body"}, example=batch)
+    for _ in range(3):
+        with counted() as calls:
+            student(batch)
+            distiller(batch)
+    return calls
+
+
+def calls_of_trainer_step() -> list[CodeType]:
+    """The second training step of a Trainer: the first looks into the optimizer."""
+    steps: list[list[CodeType]] = []
+
+    class Counted(VIDTrainer):
+        def training_step(self, *args: object, **kwargs: object) -> Tensor:
+            with counted() as calls:
+                loss = super().training_step(*args, **kwargs)
+            steps.append(calls)
+            return loss
+
+    rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(8)]
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            max_steps=2,
+            per_device_train_batch_size=4,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        pairs = {"body": "body"}
+        Counted(Net(5), args, train_dataset=rows, teacher=Net(7), pairs=pairs).train()
+    return steps[-1]
+
+
+def report(title: str, count: Callable[[], list[CodeType]], every: bool) -> None:
+    """Prints what was counted, and the functions in the order of their calls."""
+    calls = count()
+    turns = len(list(groupby(code.co_filename for code in calls))) - 1
+    print(f"{title}: {len(set(calls))} functions, {len(calls)} calls, {turns} changes of file")  # noqa: T201  # a program
+    for code in calls if every else ():
+        print(f"  {Path(code.co_filename).name}:{code.co_firstlineno} {code.co_name}")  # noqa: T201  # a program
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true", help="print the functions")
+    options = parser.parse_args()
+    report("plain Distiller step", calls_of_plain_step, options.list)
+    report("VIDTrainer training step", calls_of_trainer_step, options.list)
