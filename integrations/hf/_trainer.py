@@ -34,9 +34,8 @@ class VIDTrainerMixin(_Base):
     ``compute_loss_func``, label smoothing, ``model_init`` and callbacks. Evaluation and the saved
     model are those of the plain Trainer; heads are saved beside the model.
 
-    The terms are those of the student's forward in ``compute_loss``, whatever that returns. If it
-    has several forwards with gradients, the teacher runs before each, on what that one is given,
-    and their terms are averaged.
+    The terms are those of the student's forward in ``compute_loss``, whatever that returns. Before
+    each of several with gradients the teacher runs on what it is given; they are averaged.
 
     Args:
         *args: the Trainer's positional arguments.
@@ -49,8 +48,8 @@ class VIDTrainerMixin(_Base):
         teacher_dtype: as in :class:`~vid_loss.Distiller`; the autocast of the Trainer's ``bf16``
             and ``fp16`` holds for the teacher anyway.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
-        head_learning_rate: of the heads, which start from nothing; schedulers scale it as they do
-            the student's. None takes ``args.learning_rate``, and with an Adam at least 2e-3.
+        head_learning_rate: of the heads, which start at random; schedules scale it as they do the
+            student's. None is ``args.learning_rate``, and with an Adam at least 2e-3.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:
@@ -160,8 +159,8 @@ class VIDTrainerMixin(_Base):
         """Makes the Trainer's optimizer, with groups of the heads' own behind the student's."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self._transfer.heads is not None and not given:
-            give_heads_groups(optimizer, self._transfer.heads.distiller, self._head_learning_rate)
+        if self.distiller is not None and not given:
+            give_heads_groups(optimizer, self.distiller, self._head_learning_rate)
         return optimizer
 
     # ---- Training ----
@@ -180,11 +179,10 @@ class VIDTrainerMixin(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Takes a step's gradients; heads that nothing weighs get none."""
         loss = super().training_step(*args, **kwargs)
-        if self._transfer.heads is not None and not any(
-            self._transfer.heads.distiller.weights.values()
-        ):
+        distiller = self.distiller
+        if distiller is not None and not any(distiller.weights.values()):
             # Their zeros would change the last bit of the norm that gradients are clipped by.
-            for parameter in self._transfer.heads.distiller.parameters():
+            for parameter in distiller.parameters():
                 parameter.grad = None
         return loss
 
@@ -199,8 +197,8 @@ class VIDTrainerMixin(_Base):
         """Adds to a training loss its parts by name, and what was transferred."""
         if "loss" in logs:
             logs.update(self._transfer.means.take(self.accelerator))
-            if self._transfer.heads is not None:
-                logs.update(self._transfer.heads.distiller.metrics())
+            if self.distiller is not None:
+                logs.update(self.distiller.metrics())
         super().log(logs, *args, **kwargs)
 
     # ---- Checkpoints: the plain student's model file, and the heads beside it ----

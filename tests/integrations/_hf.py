@@ -117,7 +117,7 @@ def no_dropout_bert():
 
 
 def without_estimates(pairs):
-    """Pairs of the paper's loss, which is one function of every batch: it keeps no running means."""
+    """Pairs of the paper's loss, which keeps no running means: the same function of any batch."""
     loss = partial(VIDLoss, variance="trained", standardize=False, init_var=5.0)
     return [Pair(student, teacher, 1.0, loss) for student, teacher in pairs.items()]
 
