@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import PreTrainedModel
 
 from ._heads import HEADS
+from ._sharded import check_metadata
 
 HEADS_FILE = f"{HEADS}.safetensors"
 
@@ -62,6 +63,7 @@ def export_student(checkpoint: str | Path, student: PreTrainedModel, folder: str
 
     Raises:
         FileNotFoundError: if the folder holds no sharded model.
+        ValueError: if its metadata would run code, or cannot be read.
         RuntimeError: if the student has another architecture.
     """
     shards = sorted(Path(checkpoint).glob("pytorch_model_fsdp_*/"))
@@ -70,6 +72,7 @@ def export_student(checkpoint: str | Path, student: PreTrainedModel, folder: str
             f"export_student, checkpoint: expected a folder with pytorch_model_fsdp_0 in it; got "
             f"{checkpoint}. Name a checkpoint-N folder of a run with SHARDED_STATE_DICT."
         )
+    check_metadata(shards[0])
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "model.pt"
         dcp_to_torch_save(shards[0], merged)

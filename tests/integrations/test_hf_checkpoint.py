@@ -1,8 +1,10 @@
 import copy
+import os
 import pickle
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -138,3 +140,55 @@ def test_push_to_hub_sends_a_folder_with_the_plain_student_in_it(tmp_path, monke
 def test_export_needs_a_sharded_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="SHARDED_STATE_DICT"):
         export_student(tmp_path, bert_teacher(), tmp_path / "out")
+
+
+def sharded(folder):
+    """A checkpoint as FSDP writes it, with the heads in it."""
+    shards = folder / "pytorch_model_fsdp_0"
+    student = bert(seed=3)
+    state = {**student.state_dict(), "vid_heads.0.raw_var": torch.zeros(2)}
+    torch.distributed.checkpoint.save({"model": state}, checkpoint_id=shards, no_dist=True)
+    return shards / ".metadata", student
+
+
+# torch says so for a single process.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_sharded_checkpoint_is_exported(tmp_path):
+    _, student = sharded(tmp_path)
+    export_student(tmp_path, bert(), tmp_path / "out")
+    assert_same_state(plain_again(tmp_path / "out"), state_of(student))
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize(
+    "author",
+    [
+        lambda path: pickle.dumps(Calls(os.mkdir, str(path))),
+        lambda path: pickle.dumps(Calls(eval, f"__import__('os').mkdir({str(path)!r})")),
+        # As the names of what an allowed module imports.
+        lambda path: (
+            b"ctorch.distributed.checkpoint.metadata\nos.mkdir\n(V" + str(path).encode() + b"\ntR."
+        ),
+        lambda path: b"\x80\x04\x8c\x05torch\x8c\x08os.mkdir\x93(V" + str(path).encode() + b"\ntR.",
+        lambda path: b"ctorch\nload\n(V" + str(path).encode() + b"\ntR.",
+        lambda path: b"no pickle",
+        lambda path: b"",
+    ],
+)
+def test_the_author_of_a_sharded_checkpoint_runs_no_code(tmp_path, author):
+    metadata, _ = sharded(tmp_path)
+    metadata.write_bytes(author(tmp_path / "proof"))
+    with pytest.raises(
+        ValueError, match=r"expected metadata in .*\.metadata .* Nothing of it was r"
+    ):
+        export_student(tmp_path, bert(), tmp_path / "out")
+    assert not (tmp_path / "proof").exists()
+    assert not (tmp_path / "out").exists()
