@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._arguments import add_vid_arguments, vid_task
+    from ._groups import param_groups_vid
     from ._task import VIDTask
 
-__all__ = ["VIDTask", "add_vid_arguments", "vid_task"]
+__all__ = ["VIDTask", "add_vid_arguments", "param_groups_vid", "vid_task"]
 
-_HOMES = {"VIDTask": "._task", "add_vid_arguments": "._arguments", "vid_task": "._arguments"}
+_HOMES = {
+    "VIDTask": "._task",
+    "add_vid_arguments": "._arguments",
+    "param_groups_vid": "._groups",
+    "vid_task": "._arguments",
+}
 
 
 def __getattr__(name: str) -> Any:

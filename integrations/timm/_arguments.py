@@ -2,11 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
+from vid_loss.terms import HEAD_LEARNING_RATE
+
+from ._groups import param_groups_vid
 from ._task import VIDTask
 
 
@@ -35,6 +39,14 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
         "--vid-teacher-checkpoint",
         metavar="PATH",
         help="local file with the weights of --kd-model-name, instead of the hub's",
+    )
+    group.add_argument(
+        "--vid-head-lr",
+        type=float,
+        default=HEAD_LEARNING_RATE,
+        metavar="LR",
+        help="learning rate of the heads, which the schedule scales like --lr "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--vid-stop-teacher",
@@ -77,6 +89,17 @@ def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:
         dtype=plain.dtype,
         verbose=plain.verbose,
     )
+    # What train.py creates its optimizer with comes from the arguments.
+    groups = partial(
+        param_groups_vid,
+        lr=args.lr,
+        head_lr=args.vid_head_lr,
+        weight_decay=args.weight_decay,
+        layer_decay=args.layer_decay,
+        layer_decay_min_scale=getattr(args, "layer_decay_min_scale", 0.0),
+        layer_decay_no_opt_scale=getattr(args, "layer_decay_no_opt_scale", None),
+    )
+    args.opt_kwargs = {"param_group_fn": groups, **args.opt_kwargs}
     if hasattr(plain, "create_evaluator"):
         # Multi-label targets are evaluated in their own way.
         task.create_evaluator = plain.create_evaluator

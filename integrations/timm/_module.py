@@ -13,7 +13,7 @@ class VIDTrainableModule(DistillationModel):
     """Student and heads in one module, with what timm's optimizers ask a model for."""
 
     def no_weight_decay(self) -> set[str]:
-        """The student's names, and the variances: decay would pull them towards 0.69."""
+        """The student's names, and trained variances: decay would pull them towards 0.69."""
         of_student: Callable[[], Iterable[str]] = getattr(self.student, "no_weight_decay", set)
         return {f"student.{name}" for name in of_student()} | {"distiller.*.raw_var"}
 

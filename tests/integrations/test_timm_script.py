@@ -12,6 +12,7 @@ from torch.testing import assert_close
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
 
+from timm.optim import create_optimizer_v2  # noqa: E402  # after the skip
 from vid_loss.integrations.timm import _patch  # noqa: E402  # after the skip
 from vid_loss.integrations.timm._arguments import (  # noqa: E402  # after the skip
     add_vid_arguments,
@@ -237,9 +238,19 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     for name in ("--kd-distill-type", "--kd-model-name", "--distill-loss-weight"):
         parser.add_argument(name)
     parser.add_argument("--task-loss-weight", type=float)
+    for name, default in (("lr", 0.01), ("weight_decay", 0.1), ("layer_decay", None)):
+        parser.set_defaults(**{name: default})
+    parser.set_defaults(opt_kwargs={"nesterov": False})
     add_vid_arguments(parser)
     options = ["--vid-teacher-checkpoint", str(teacher), "--vid-stop-teacher"]
-    task = vid_task(parser.parse_args([*VID, *options]), plain)
+    args = parser.parse_args([*VID, *options, "--vid-head-lr", "0.5"])
+    task = vid_task(args, plain)
+    module = task.get_trainable_module()
+    optimizer = create_optimizer_v2(module, "sgd", lr=args.lr, **args.opt_kwargs)
+    head = next(module.distiller.parameters())
+    scales = {p: x.get("lr_scale", 1) for x in optimizer.param_groups for p in x["params"]}
+    assert scales[head] * args.lr == pytest.approx(0.5)
+    assert not optimizer.defaults["nesterov"]
     assert task.get_trainable_module().distiller._teacher.tap.stops_early
     assert task.create_evaluator is plain.create_evaluator
     assert task.criterion is plain.criterion

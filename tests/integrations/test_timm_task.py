@@ -1,7 +1,7 @@
 import copy
-import functools
 import importlib
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from timm.task import (  # noqa: E402  # after the skip
     resume_task_checkpoint,
 )
 from timm.utils import CheckpointSaver  # noqa: E402  # after the skip
-from vid_loss.integrations.timm import VIDTask  # noqa: E402  # after the skip
+from vid_loss.integrations.timm import VIDTask, param_groups_vid  # noqa: E402  # after the skip
 
 PAIRS = {"layer3": "layer3", "layer4": "layer4"}
 
@@ -269,9 +269,11 @@ def _decay_of(optimizer):
     return {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
 
 
-def test_variances_and_the_students_exceptions_are_not_decayed():
+def test_trained_variances_and_the_students_exceptions_are_not_decayed():
     student = _model("test_vit", img_size=32)
-    task = VIDTask(student, _model("test_vit", seed=1, img_size=32), verbose=False)
+    pair = Pair("blocks.0", "blocks.0", loss=partial(VIDLoss, variance="trained"))
+    teacher = _model("test_vit", seed=1, img_size=32)
+    task = VIDTask(student, teacher, pairs=[pair], verbose=False)
     trainable = task.get_trainable_module()
     optimizer = create_optimizer_v2(
         trainable, "adamw", lr=0.1, weight_decay=0.2, filter_bias_and_bn=False
@@ -333,7 +335,7 @@ def _state(task):
 
 def _ddp_task():
     # Without batch norm, so that two halves of a batch are the whole.
-    pairs = [Pair("stages.2", "stages.2", loss=functools.partial(VIDLoss, norm="group"))]
+    pairs = [Pair("stages.2", "stages.2", loss=partial(VIDLoss, norm="group"))]
     student = _model("test_convnext")
     return VIDTask(student, _model("test_convnext", seed=1), pairs=pairs, verbose=False)
 
@@ -444,3 +446,37 @@ def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'vid-loss\[timm\]'"):
         importlib.import_module("vid_loss.integrations.timm._task")
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_heads_have_a_rate_of_their_own_that_timms_schedule_scales(layer_decay):
+    from timm.scheduler import CosineLRScheduler
+
+    task = _task(pairs={"layer4": "layer4"})
+    module = task.get_trainable_module()
+    options = {"lr": 0.1, "head_lr": 0.02, "weight_decay": 0.3, "layer_decay": layer_decay}
+    optimizer = create_optimizer_v2(
+        module, "sgd", lr=0.1, param_group_fn=partial(param_groups_vid, **options)
+    )
+    plain = create_optimizer_v2(
+        module, "sgd", lr=0.1, weight_decay=0.3, layer_decay=layer_decay, momentum=0.9
+    )
+    heads = set(module.distiller.parameters())
+    assert _decay_of(optimizer) == _decay_of(plain)
+    for scheduler in (CosineLRScheduler(x, t_initial=10) for x in (plain, optimizer)):
+        scheduler.step(4)
+    rates, plain_rates = (
+        {p: group["lr"] for group in x.param_groups for p in group["params"]}
+        for x in (optimizer, plain)
+    )
+    assert rates.keys() == plain_rates.keys() == set(module.parameters())
+    share = max(plain_rates.values()) / 0.1
+    for parameter, rate in rates.items():
+        expected = 0.02 * share if parameter in heads else plain_rates[parameter]
+        assert rate == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rates", [{"lr": 0.0}, {"lr": 0.1, "head_lr": -1.0}])
+def test_rates_that_are_none_are_refused(rates):
+    with pytest.raises(ValueError, match="expected a rate above 0; got"):
+        param_groups_vid(_task().get_trainable_module(), **rates)

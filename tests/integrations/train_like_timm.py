@@ -7,7 +7,7 @@ import argparse
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.task import (
     ClassificationTask,
     LogitDistillationTask,
@@ -23,6 +23,12 @@ parser.add_argument("--kd-model-name")
 parser.add_argument("--kd-distill-type", default="logit", choices=["logit"])
 parser.add_argument("--distill-loss-weight", type=float)
 parser.add_argument("--task-loss-weight", type=float)
+parser.add_argument("--opt", default="sgd")
+parser.add_argument("--lr", type=float, default=0.05)
+parser.add_argument("--momentum", type=float, default=0.9)
+parser.add_argument("--weight-decay", type=float, default=1e-4)
+parser.add_argument("--layer-decay", type=float)
+parser.add_argument("--opt-kwargs", type=dict, default={})
 parser.add_argument("--img-size", type=int, default=32)
 parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--resume", default="")
@@ -48,7 +54,7 @@ def main():
 
     model = task.get_trainable_module()
     eval_model = task.get_eval_model()
-    optimizer = create_optimizer_v2(model, "sgd", lr=0.05, momentum=0.9, weight_decay=1e-4)
+    optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
 
     start_epoch = 0
     if args.resume:
