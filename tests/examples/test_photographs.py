@@ -133,6 +133,22 @@ def test_a_mit67_list_without_a_class_is_named(mit67):
         read_mit67(mit67)
 
 
+@pytest.mark.parametrize("name", ["class0/../../../outside.png", "/etc/hostname"])
+@pytest.mark.parametrize("data", ["cub", "mit67"])
+def test_a_list_that_leaves_its_folder_is_named(request, data, name):
+    root = request.getfixturevalue(data)
+    (root.parent / "outside.png").write_bytes(b"image")
+    if data == "cub":
+        replace(root / "images.txt", "001.digit/0001.png", name)
+        read = read_cub
+    else:
+        for file in ("TrainImages.txt", "TestImages.txt"):  # a class of its own, in both
+            (root / file).write_text((root / file).read_text() + f"{name}{file[:2]}\n")
+        read = read_mit67
+    with pytest.raises(ValueError, match=r".txt: expected images in its own folder; got "):
+        read(root)
+
+
 def test_an_image_for_both_training_and_test_is_named(mit67):
     replace(mit67 / "TestImages.txt", "class0/0004.png", "class0/0001.png")
     with pytest.raises(ValueError, match=r"'class0/0001.png' in both"):

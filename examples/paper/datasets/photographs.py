@@ -145,9 +145,13 @@ def check_images(source: Path, paths: Iterable[Path]) -> None:
 
     Raises:
         FileNotFoundError: if one is missing.
-        ValueError: if one is empty.
+        ValueError: if one is empty, or not in the list's folder.
     """
     for path in paths:
+        if not path.is_relative_to(source.parent) or ".." in path.relative_to(source.parent).parts:
+            raise ValueError(
+                f"{source}: expected images in its own folder; got {path}. Fetch the list again."
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: expected an image, which {source.name} lists; got no file. The list or "
