@@ -19,8 +19,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
-            _lock(file)  # until it has its name: an unlocked one counts as abandoned
+        with _open_locked(partial) as file:  # until it has its name
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -53,22 +52,33 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob("*" + PARTIAL):
         try:
             with path.open("r+b") as file:
-                # One that was just made has no lock and no content yet.
-                abandoned = _lock(file) and path.stat().st_size > 0
-            if abandoned:
-                path.unlink()
-        except OSError:  # gone by now, another user's, or still open on Windows
+                if _lock(file, wait=False):  # or its writer is alive
+                    path.unlink()
+        except OSError:  # gone by now, another user's, or open on Windows, which removes none such
             continue
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Locks a file until it is closed; whether that could be done, or is of no use here."""
+def _open_locked(path: Path) -> IO[bytes]:
+    """Makes a file that :func:`remove_abandoned` leaves alone until it is closed."""
+    while True:
+        file = path.open("wb")
+        _lock(file, wait=True)
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # it was removed before it was locked
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Locks a file until it is closed; False if another holds it, or there are no locks here."""
     try:
         import fcntl
     except ImportError:
-        return True  # on Windows, where a file that is open cannot be removed
+        return not wait  # Windows needs none to tell: it removes no open file
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
