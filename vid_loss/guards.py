@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch.optim import Optimizer
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; modes, buffers and random states are put back as they were.
 
-    So are attributes of the modules that are numbers, texts, flags or None, which counters and
-    caches rest on. A lazy module stays initialized, and parameters are taken to be left alone.
+    So are attributes of the modules that are numbers, such as counters. What a module builds in its
+    first forward stays: lazy parameters and buffers, and buffers that were None or not there.
     """
     modules = dict.fromkeys(module for model in models for module in model.modules())
     devices = {p.device for model in models for p in model.parameters() if p.is_cuda}
@@ -38,39 +37,27 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 class _Snapshot:
-    """A module's buffers by identity and value, and its plain attributes."""
-
-    _PLAIN = (bool, int, float, str, type(None))
+    """A module's mode, its buffers by identity and value, and its numbers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        # What a lazy module finds out from its first input is to stay.
-        self.lazy = isinstance(module, LazyModuleMixin)
         self.training = module.training
-        self.buffers = {
-            name: (buffer, None if self.lazy or buffer is None else buffer.clone())
-            for name, buffer in module._buffers.items()
-        }
-        self.attributes = self._plain_attributes()
-
-    def _plain_attributes(self) -> dict[str, Any]:
-        return {key: x for key, x in vars(self.module).items() if isinstance(x, self._PLAIN)}
+        # What a lazy module finds out from its first input is to stay.
+        lazy = isinstance(module, LazyModuleMixin)
+        buffers = {} if lazy else module._buffers
+        self.buffers = {name: (x, x.clone()) for name, x in buffers.items() if x is not None}
+        # Not flags: one may say that something is built that is not taken back here.
+        numbers = {} if lazy else vars(module)
+        self.numbers = {key: x for key, x in numbers.items() if type(x) in (int, float)}
 
     def restore(self) -> None:
         """Puts back what has changed."""
         self.module.training = self.training
-        if self.lazy:
-            return
-        attributes, buffers = vars(self.module), self.module._buffers
-        for key in self._plain_attributes().keys() - self.attributes.keys():
-            del attributes[key]
-        attributes.update(self.attributes)
-        for name in buffers.keys() - self.buffers.keys():
-            del buffers[name]
+        vars(self.module).update(self.numbers)
         for name, (buffer, value) in self.buffers.items():
-            if buffer is not None and value is not None and not buffer.is_inference():
+            if not buffer.is_inference():
                 _put_back(buffer, value)
-            buffers[name] = buffer
+            self.module._buffers[name] = buffer
 
 
 def _put_back(buffer: Tensor, value: Tensor) -> None:

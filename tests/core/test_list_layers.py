@@ -98,3 +98,25 @@ def test_the_table_in_a_notebook_escapes_its_cells():
 def test_an_example_of_another_type_is_refused():
     with pytest.raises(TypeError, match=r"list_layers, example: expected a tensor.*got list"):
         list_layers(nn.Linear(2, 3), [torch.zeros(5, 2)])
+
+
+def test_depth_leaves_out_what_is_nested_deeper():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh())))
+
+    def names(depth):
+        return [layer.name for layer in list_layers(model, torch.zeros(5, 2), depth=depth)]
+
+    assert names(1) == ["", "0", "1"]
+    assert names(2) == ["", "0", "1", "1.0", "1.1"]
+    assert names(None) == [*names(2), "1.1.0"]
+    with pytest.raises(ValueError, match="depth: expected 1 or more, or None; got 0"):
+        names(0)
+
+
+def test_what_is_not_floating_point_is_noted():
+    class Ids(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    (layer,) = list_layers(Ids(), torch.zeros(5, 2))
+    assert layer.note == "int64, not floating point"

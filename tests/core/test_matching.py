@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import pytest
@@ -220,7 +221,19 @@ def test_each_choice_is_explained_in_one_line_and_logged(caplog):
         "group2->group2: stages end at 32 x 32",
         "group3->group3: stages end at 16 x 16",
     ]
-    assert caplog.messages == list(pairs.reasons)
+    assert caplog.messages == repr(pairs).splitlines()
+
+
+def test_the_list_prints_what_it_holds_after_it_was_changed():
+    pairs = match_layers(WRN(16, 1), WRN(40, 2), IMAGES)
+    pairs[0] = dataclasses.replace(pairs[0], weight=10.0, name="first")
+    del pairs[1]
+    pairs.insert(0, Pair("conv", "conv"))
+    assert repr(pairs).splitlines() == [
+        "conv->conv: added by hand",
+        "first: stages end at 64 x 64",
+        "group3->group3: stages end at 16 x 16",
+    ]
 
 
 def test_models_that_have_nothing_in_common_are_refused():
@@ -231,3 +244,158 @@ def test_models_that_have_nothing_in_common_are_refused():
 def test_fewer_than_one_pair_is_refused():
     with pytest.raises(ValueError, match="max_pairs: expected 1 or more; got 0"):
         match_layers(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2), max_pairs=0)
+
+
+def faster_rcnn(backbone):
+    detection = pytest.importorskip("torchvision").models.detection
+    body = detection.backbone_utils.resnet_fpn_backbone(backbone_name=backbone, weights=None)
+    return detection.FasterRCNN(body, num_classes=3, min_size=64, max_size=96)
+
+
+def test_the_backbones_of_two_detectors_are_paired():
+    student, teacher = faster_rcnn("resnet18"), faster_rcnn("resnet34")
+    pictures = [torch.rand(3, 64, 80), torch.rand(3, 72, 64)]
+    pairs = match_layers(student, teacher, (pictures,))
+    body = [f"backbone.body.{layer}" for layer in STAGES]
+    assert names(pairs) == dict(zip(body, body, strict=True))
+    # One picture is enough; and a plain student meets the backbone of a detector.
+    assert names(match_layers(student, teacher, (pictures[:1],))) == names(pairs)
+    plain = match_layers(
+        resnet(18), teacher, IMAGES[:1], teacher_inputs=lambda images: (list(images),)
+    )
+    assert names(plain) == dict(zip(STAGES, body, strict=True))
+    distiller = Distiller(student, teacher, pairs, example=(pictures,))
+    target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    losses = student(pictures, [target, target])
+    (sum(losses.values()) + distiller(pictures)).backward()
+
+
+def test_the_backbones_of_two_segmenters_are_paired():
+    segmentation = pytest.importorskip("torchvision").models.segmentation
+
+    def build(name):
+        options = {"weights": None, "weights_backbone": None, "num_classes": 3, "aux_loss": True}
+        return getattr(segmentation, name)(**options)
+
+    pairs = match_layers(build("fcn_resnet50"), build("deeplabv3_resnet50"), IMAGES)
+    # Dilated: the last three stages have one resolution.
+    ends = ["backbone.layer1", "backbone.layer4"]
+    assert names(pairs) == dict(zip(ends, ends, strict=True))
+
+
+class ImagesAndWords(nn.Module):
+    """Its images come in a dict, and its other part holds more weights."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.image = resnet(depth)
+        self.words = nn.Sequential(nn.Embedding(9, 64), *(nn.Linear(64, 64) for _ in range(5)))
+
+    def forward(self, batch):
+        return self.image(batch["images"]), self.words(batch["words"])
+
+
+def test_a_backbone_is_found_by_what_it_does():
+    batch = {"images": IMAGES, "words": torch.arange(6).view(2, 3)}
+    pairs = match_layers(ImagesAndWords(18), ImagesAndWords(34), (batch,))
+    assert names(pairs) == {f"image.{layer}": f"image.{layer}" for layer in STAGES}
+
+
+def test_a_first_stage_that_takes_the_image_is_no_backbone():
+    transformers = pytest.importorskip("transformers")
+
+    def segformer(widths):
+        config = transformers.SegformerConfig(
+            hidden_sizes=widths, num_labels=3, decoder_hidden_size=8
+        )
+        return transformers.SegformerForSemanticSegmentation(config)
+
+    student, teacher = segformer([8, 8, 10, 16]), segformer([16, 16, 20, 32])
+    pairs = match_layers(student, teacher, {"pixel_values": IMAGES})
+    stages = [pair.student.split("stages.")[1][0] for pair in pairs]
+    assert stages == ["0", "1", "2", "3"]
+    Distiller(student, teacher, pairs, example={"pixel_values": IMAGES})
+
+
+class SignalNet(nn.Module):
+    """Convolutions over time; the features are (N, C, L)."""
+
+    def __init__(self, width, blocks):
+        super().__init__()
+        self.stem = nn.Conv1d(2, width, 5, 2, 2)
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv1d(width, width, 3, stride, 1), nn.BatchNorm1d(width))
+                for stride in (1, 2, 2)
+                for _ in range(blocks)
+            )
+        )
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.fc(self.stages(self.stem(x).relu()).mean(2))
+
+
+@pytest.mark.parametrize("widths", [(8, 16), (16, 16), (20, 20)])  # at 20, C is also a length
+def test_signals_are_paired_with_their_channels_second(widths):
+    student, teacher = SignalNet(widths[0], 1), SignalNet(widths[1], 2)
+    signals = torch.randn(4, 2, 40)
+    pairs = match_layers(student, teacher, signals)
+    assert len(pairs) > 1
+    assert {pair.channel_dim for pair in pairs} == {(1, 1)}
+    distiller = Distiller(student, teacher, pairs, example=signals)
+    assert all(loss.teacher_channels == widths[1] for loss in distiller.losses.values())
+    train_two_steps(student, teacher, pairs, signals)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, width, batch_first=True):
+        super().__init__()
+        self.rnn = kind(2, width, num_layers=2, batch_first=batch_first)
+        self.fc = nn.Linear(width, 3)
+        self.batch_first = batch_first
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        return self.fc(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_state_of_a_recurrent_layer_is_not_taken_for_tokens(kind, batch):
+    """Its first dimension counts layers."""
+    student, teacher, x = Recurrent(kind, 4), Recurrent(kind, 8), torch.randn(batch, 5, 2)
+    pairs = match_layers(student, teacher, x)
+    assert not any(pair.student == "rnn[1]" for pair in pairs)
+    Distiller(student, teacher, pairs, example=x)
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.project = nn.Linear(5, width)
+        layer = nn.TransformerEncoderLayer(width, 2, width)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.fc(self.encoder(self.project(x).transpose(0, 1)).mean(0))
+
+
+def test_tokens_whose_batch_is_not_first_are_not_chosen():
+    x = torch.randn(1, 9, 5)
+    pairs = match_layers(SequenceFirst(4), SequenceFirst(8), x)
+    assert not any("encoder" in pair.student for pair in pairs)
+    Distiller(SequenceFirst(4), SequenceFirst(8), pairs, example=x)
+
+
+def test_tokens_of_other_lengths_do_not_fit_and_are_not_chosen():
+    student, teacher = bert(2, 8), bert(3, 16)
+    text = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.ones(2, 6)}
+
+    def shorter(input_ids, attention_mask):
+        return {"input_ids": input_ids[:, :4], "attention_mask": attention_mask[:, :4]}
+
+    pairs = match_layers(student, teacher, text, teacher_inputs=shorter)
+    assert [pair.student for pair in pairs] == ["classifier:input"]
+    Distiller(student, teacher, pairs, example=text, teacher_inputs=shorter)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vid_loss.losses import VIDLoss
 from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs, as_call
 
@@ -20,22 +22,26 @@ _MOST_LEADING_TOKENS = 8  # a class token, one for distillation, some registers
 
 
 class MatchedPairs(list[Pair]):
-    """A list of pairs that prints why each was chosen.
+    """A list of pairs that prints what it holds, and why each was chosen.
 
     Args:
         choices: pairs with their reasons.
 
     Attributes:
-        reasons: one line a pair, as they were chosen; the list may be changed afterwards.
+        reasons: why a student and a teacher layer were paired. It holds for a pair of these layers
+            whatever else of it is changed; one that was put in by hand has none.
     """
 
     def __init__(self, choices: Iterable[_Choice]) -> None:
         choices = list(choices)
         super().__init__(pair for pair, _ in choices)
-        self.reasons = tuple(f"{pair.label}: {reason}" for pair, reason in choices)
+        self.reasons = {(pair.student, pair.teacher): reason for pair, reason in choices}
 
     def __repr__(self) -> str:
-        return "\n".join(self.reasons)
+        return "\n".join(
+            f"{pair.label}: {self.reasons.get((pair.student, pair.teacher), 'added by hand')}"
+            for pair in self
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def match_layers(
         raise ValueError(f"match_layers, max_pairs: expected 1 or more; got {max_pairs}.")
     args, kwargs = as_call(example, "match_layers, example")
     inputs = example if teacher_inputs is None else teacher_inputs(*args, **kwargs)
-    tables = list_layers(student, _two_samples(example)), list_layers(teacher, _two_samples(inputs))
+    examples = _three_samples(example), _three_samples(inputs)
+    tables = list_layers(student, examples[0]), list_layers(teacher, examples[1])
     stages = find_stages(tables[0]), find_stages(tables[1])
     choices = _by_size(*stages, max_pairs) or _by_depth(*stages, max_pairs) or _outputs(*tables)
     if not choices:
@@ -116,18 +123,19 @@ def match_layers(
             "got none. Choose the pairs yourself from list_layers(model, example)."
         )
     matched = MatchedPairs(choices)
-    for reason in matched.reasons:
-        _log.info(reason)
+    for line in repr(matched).splitlines():
+        _log.info(line)
     return matched
 
 
-def _two_samples(inputs: Inputs) -> Inputs:
-    """Tells the features of one sample from a table of positions, which has no batch."""
+def _three_samples(inputs: Inputs) -> Inputs:
+    """Tells features from what has no batch: a table of positions, a recurrent layer's h_n."""
     args, kwargs = as_call(inputs, "match_layers, teacher_inputs")
 
     def repeat(value: Any) -> Any:
-        is_one = isinstance(value, Tensor) and value.shape[:1] == (1,)
-        return value.repeat_interleave(2, 0) if is_one else value
+        if isinstance(value, Tensor) and value.shape[:1] == (1,):
+            return value.repeat_interleave(3, 0)
+        return value * 3 if isinstance(value, list) and len(value) == 1 else value
 
     return {key: repeat(value) for key, value in kwargs.items()} or tuple(map(repeat, args))
 
@@ -144,7 +152,8 @@ def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
     for size, near in sizes[-max_pairs:]:
         pair = _pair((student, ends[0][size]), (teacher, ends[1][near]), (None, None))
         where = " and ".join(f"{height} x {width}" for height, width in dict.fromkeys((size, near)))
-        choices.append((pair, f"stages end at {where}"))
+        if pair is not None:
+            choices.append((pair, f"stages end at {where}"))
     return choices
 
 
@@ -172,22 +181,48 @@ def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]
         reason = f"relative depth {position / min(depths):.2f}, {where}"
         grid = grids[0] or grids[1]
         reason += f"; tokens as a {grid.height} x {grid.width} grid" if grid else ""
-        choices.append((_pair(*ends, grids), reason))
+        pair = _pair(*ends, grids)
+        if pair is not None:
+            choices.append((pair, reason))
     return choices
 
 
-def _pair(student: tuple[Stages, Layer], teacher: tuple[Stages, Layer], grids: _Grids) -> Pair:
+def _pair(
+    student: tuple[Stages, Layer], teacher: tuple[Stages, Layer], grids: _Grids
+) -> Pair | None:
+    """A pair of two ends, unless they do not fit together."""
     dims = [
-        map_layout(end.shape, stages.image)[1] if stages.kind == "map" else None
+        1 if end.is_signal else map_layout(end.shape, stages.image)[1]
         for stages, end in (student, teacher)
+        if stages.kind == "map"
     ]
-    return Pair(
+    if len(dims) == 1:
+        dims = [*dims, None] if student[0].kind == "map" else [None, *dims]
+    pair = Pair(
         student[1].name,
         teacher[1].name,
         channel_dim=(dims[0], dims[1]) if any(dims) else None,
         student_transform=grids[0],
         teacher_transform=grids[1],
     )
+    return pair if _fits(pair, _shape(student[1]), _shape(teacher[1])) else None
+
+
+def _shape(end: Layer) -> tuple[int, ...]:
+    """The shape that the layer returns, of a signal as well."""
+    is_map = end.is_signal and len(end.shape) == 4
+    return (*end.shape[:2], end.shape[3]) if is_map else end.shape
+
+
+def _fits(pair: Pair, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool:
+    """Whether a pair takes features of these shapes, tried without their values."""
+    with torch.device("meta"):
+        try:
+            features = pair.prepare(torch.empty(student), torch.empty(teacher), first=True)
+            VIDLoss(*(feature.shape for feature in features)).matched(*features)
+        except ValueError:
+            return False
+    return True
 
 
 def _grids(student: Stages, teacher: Stages) -> _Grids | None:
@@ -223,6 +258,8 @@ def _outputs(student: LayerTable, teacher: LayerTable) -> list[_Choice]:
     if ends[0] is None or ends[1] is None:
         return []
     pair = Pair(f"{ends[0].path}:input", ends[1].name)
+    if not _fits(pair, ends[0].input_shape, ends[1].shape):
+        return []
     widths = ends[0].input_shape[-1], ends[1].shape[-1]
     return [(pair, f"no common stages; {widths[0]} penultimate channels learn {widths[1]} logits")]
 
@@ -231,6 +268,7 @@ def _output_layer(table: LayerTable) -> Layer | None:
     """The last layer with weights of its own that maps vectors to vectors."""
     for layer in reversed(table):
         is_vector = len(layer.shape) == len(layer.input_shape) == 2
+        is_vector = is_vector and layer.shape[:1] == table.input_shape[:1]
         if is_vector and layer.size and not layer.is_block and not layer.note:
             return layer
     return None

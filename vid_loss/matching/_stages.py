@@ -1,7 +1,7 @@
 """Where a model's stages end, read off its layers' shapes and nesting."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ._table import Layer, LayerTable
@@ -45,21 +45,63 @@ def find_stages(table: LayerTable) -> Stages:
 
     Map stages are cut where the resolution changes: after a pooling layer, and before a block or
     convolution that changes it. Tokens come from the largest set of like blocks side by side.
+    Signals (N, C, L) are maps of height 1. What a detector or segmenter adds to its backbone, the
+    innermost part with stages that takes the image, is left out.
     """
     shape = table.input_shape
-    image = (shape[2], shape[3]) if len(shape) == 4 else None
     layers = [layer for layer in table if layer.shape[:1] == shape[:1]]
+    image = (shape[2], shape[3]) if len(shape) == 4 else None
+    if image is None and shape and any(layer.is_signal for layer in layers):
+        layers, image = [_as_map(layer) for layer in layers], (1, shape[-1])
+    whole = _stages_of(layers, image)
+    for begin, last in _backbones(table):
+        inside = [layer for layer in layers if begin < layer.begin <= last]
+        stages = _stages_of(inside, image)
+        # A first stage takes the image as well, and may have some blocks.
+        if len(stages.ends) > max(1, len(whole.ends) / 2):
+            return stages
+    return whole
+
+
+def _backbones(table: LayerTable) -> list[tuple[int, int]]:
+    """The first and last calls of what takes the image itself, the innermost first."""
+    largest = max((layer.size for layer in table), default=0)
+    spans = {
+        (layer.begin, layer.last)
+        for layer in table
+        if layer.is_block
+        and len(layer.input_shape) == 4
+        and layer.input_shape == table.input_shape
+        and layer.size * 10 > largest  # a stem is no backbone
+    }
+    return sorted(spans, reverse=True)
+
+
+def _stages_of(layers: Sequence[Layer], image: Size | None) -> Stages:
     blocks = _token_blocks(layers)
     segments = _map_segments(_trunk(layers, image), image) if image else []
     mapped = sum(part.layer.size for segment in segments for part in segment)
     if mapped < sum(block.size for block in blocks) or (blocks and _only_embeds(segments)):
-        return Stages("tokens", tuple(block for block in blocks if not block.note), image)
+        is_image = image is not None and image[0] > 1
+        usable = tuple(block for block in blocks if not block.note)
+        return Stages("tokens", usable, image if is_image else None)
     ends: dict[Size, Layer] = {}
     for segment in segments:
         end = _end_of(segment)
         if end is not None:
             ends[segment[-1].size] = end
     return Stages("map", tuple(ends.values()), image)
+
+
+def _as_map(layer: Layer) -> Layer:
+    """A signal (N, C, L) as a map (N, C, 1, L)."""
+    if not layer.is_signal:
+        return layer
+    shapes = [
+        (*shape[:2], 1, *shape[2:]) if len(shape) == 3 else shape
+        for shape in (layer.shape, layer.input_shape)
+    ]
+    return replace(layer, shape=shapes[0], input_shape=shapes[1])
 
 
 def map_layout(shape: Sequence[int], image: Size | None) -> tuple[Size, int | None]:
@@ -143,7 +185,8 @@ def _token_blocks(layers: Sequence[Layer]) -> list[Layer]:
     groups: dict[tuple[str, str, tuple[int, ...]], list[Layer]] = {}
     for layer in layers:
         # From tokens to tokens: embeddings of a large vocabulary outweigh a few blocks.
-        if len(layer.shape) == 3 and len(layer.input_shape) > 2 and layer.size:
+        is_tokens = len(layer.shape) == 3 and layer.is_signal is False
+        if is_tokens and len(layer.input_shape) > 2 and layer.size:
             key = layer.path.rpartition(".")[0], layer.type, layer.shape
             groups.setdefault(key, []).append(layer)
 

@@ -37,6 +37,7 @@ class Layer:
     begin: int = field(repr=False)
     last: int = field(repr=False)
     size: int = field(repr=False)  # number of trained numbers, its children's included
+    is_signal: bool | None = field(repr=False)  # (N, C, L), not (N, L, C); None: cannot be told
     is_block: bool = field(repr=False)  # has children, and a weight matrix among them
 
     def cells(self) -> tuple[str, str, str, str]:
@@ -49,7 +50,8 @@ class LayerTable(Sequence[Layer]):
 
     Args:
         rows: the layers.
-        input_shape: shape of the model's input: the first with four dimensions, or the first.
+        input_shape: shape of the model's input: the first with four dimensions, or the first; of
+            inputs in lists, of what the model makes of them first.
     """
 
     def __init__(self, rows: Sequence[Layer], input_shape: tuple[int, ...]) -> None:
@@ -84,7 +86,7 @@ class LayerTable(Sequence[Layer]):
         return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def list_layers(model: nn.Module, example: Inputs) -> LayerTable:
+def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) -> LayerTable:
     """Lists the layers that an example runs through, to choose pairs from.
 
     The model runs once, in eval mode and without gradients; its modes, buffers and the random
@@ -94,6 +96,7 @@ def list_layers(model: nn.Module, example: Inputs) -> LayerTable:
         model: the model.
         example: a batch of its inputs: a tensor, a tuple of positional or a dict of keyword
             arguments.
+        depth: list what is nested so deep at most: 1 is the model's own children. None lists all.
 
     Returns:
         A sequence of layers with ``name``, ``type``, ``shape`` and ``note``, which prints as a
@@ -101,6 +104,7 @@ def list_layers(model: nn.Module, example: Inputs) -> LayerTable:
 
     Raises:
         TypeError: if the example is none of the three forms.
+        ValueError: if the depth is below 1.
 
     Example:
         >>> import torch
@@ -110,6 +114,8 @@ def list_layers(model: nn.Module, example: Inputs) -> LayerTable:
         0     Linear      (4, 3)
         1     ReLU        (4, 3)
     """
+    if depth is not None and depth < 1:
+        raise ValueError(f"list_layers, depth: expected 1 or more, or None; got {depth}.")
     args, kwargs = as_call(example, "list_layers, example")
     model = unwrap(model)
     names = {module: name for name, module in model.named_modules()}
@@ -125,8 +131,9 @@ def list_layers(model: nn.Module, example: Inputs) -> LayerTable:
         for handle in handles:
             handle.remove()
     calls = recorder.calls
-    rows = [row for module, call in calls.items() for row in _rows(names[module], module, call)]
-    return LayerTable(rows, calls[model].input_shape)
+    rows = [row for module, call in calls.items() for row in _rows(names[module], module, calls)]
+    shown = [row for row in rows if depth is None or row.path.count(".") < depth]
+    return LayerTable(shown, _input_shape(calls, model))
 
 
 @dataclass
@@ -171,10 +178,19 @@ def _tensors(output: Any) -> dict[str, Tensor]:
     return {"": next(iter(tensors.values()))} if len(tensors) == 1 else tensors
 
 
-def _rows(path: str, module: nn.Module, call: _Call) -> Iterator[Layer]:
-    parameters = list(module.parameters())
+def _input_shape(calls: Mapping[nn.Module, "_Call"], model: nn.Module) -> tuple[int, ...]:
+    """The model's own, or, of inputs in lists or dicts, that of the first part that has some."""
+    shapes = [call.input_shape for call in calls.values() if call.input_shape]
+    images = [shape for shape in shapes if len(shape) == 4]
+    return calls[model].input_shape or (images or shapes or [()])[0]
+
+
+def _rows(path: str, module: nn.Module, calls: Mapping[nn.Module, "_Call"]) -> Iterator[Layer]:
+    parameters, call = list(module.parameters()), calls[module]
     for index, (tensor, version) in call.outputs.items():
         note = "changed in place afterwards" if _version(tensor) != version else ""
+        if not tensor.is_floating_point():
+            note = f"{str(tensor.dtype).removeprefix('torch.')}, not floating point"
         if call.times > 1:
             note = f"called {call.times} times"
         yield Layer(
@@ -187,5 +203,32 @@ def _rows(path: str, module: nn.Module, call: _Call) -> Iterator[Layer]:
             begin=call.begin,
             last=call.last,
             size=sum(p.numel() for p in parameters),
+            is_signal=_is_signal(tuple(tensor.shape), module, calls),
             is_block=any(module.children()) and any(p.ndim > 1 for p in parameters),
         )
+
+
+# Layers whose channels come second in (N, C, L); torch's others have them last.
+_CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+
+
+def _is_signal(
+    shape: tuple[int, ...], module: nn.Module, calls: Mapping[nn.Module, "_Call"]
+) -> bool | None:
+    """Whether three dimensions are (N, C, L), told by the last weights inside that made them."""
+    if len(shape) != 3:
+        return False
+    last = None
+    for part in module.modules():
+        weighted = part in calls and any(True for _ in part.parameters(recurse=False))
+        if weighted and (last is None or calls[part].begin > calls[last].begin):
+            last = part
+    if last is None:
+        return False
+    made = [tuple(x.shape) for x, _ in calls[last].outputs.values() if x.ndim == 3]
+    second = isinstance(last, _CHANNELS_SECOND)
+    if not made or last is module:
+        return second and bool(made)
+    if shape[1] == shape[2] and second:
+        return None  # it may have been transposed afterwards
+    return second != (made[0] == (shape[0], shape[2], shape[1]) and shape[1] != shape[2])
