@@ -1,6 +1,7 @@
 """Which layers a model has, and which of two models fit together."""
 
-from ._match import MatchedPairs, TokensToGrid, match_layers
+from ._grids import TokensToGrid
+from ._match import MatchedPairs, match_layers
 from ._table import Layer, LayerTable, list_layers
 
 __all__ = ["Layer", "LayerTable", "MatchedPairs", "TokensToGrid", "list_layers", "match_layers"]

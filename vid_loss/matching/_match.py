@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from vid_loss.losses import VIDLoss
 from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs, as_call
 
+from ._grids import Grids, find_grids
 from ._stages import Size, Stages, find_stages, map_layout
 from ._table import Layer, LayerTable, list_layers
 
 _log = logging.getLogger(__name__)
 _Choice = tuple[Pair, str]  # a pair and the reason for it
-_MOST_LEADING_TOKENS = 8  # a class token, one for distillation, some registers
 
 
 class MatchedPairs(list[Pair]):
@@ -42,34 +41,6 @@ class MatchedPairs(list[Pair]):
             f"{pair.label}: {self.reasons.get((pair.student, pair.teacher), 'added by hand')}"
             for pair in self
         )
-
-
-@dataclass(frozen=True)
-class TokensToGrid:
-    """Turns the tokens of an image's patches into a map, without the special tokens before them.
-
-    Args:
-        leading: number of tokens before the patches: class, distillation, registers.
-        height: number of patches vertically.
-        width: number of patches horizontally.
-
-    Example:
-        >>> import torch
-        >>> TokensToGrid(1, 2, 3)(torch.zeros(8, 7, 16)).shape
-        torch.Size([8, 16, 2, 3])
-    """
-
-    leading: int
-    height: int
-    width: int
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Maps ``(N, leading + height * width, C)`` to ``(N, C, height, width)``."""
-        patches = tokens[:, self.leading :].mT
-        return patches.reshape(len(tokens), -1, self.height, self.width)
-
-
-_Grids = tuple[TokensToGrid | None, TokensToGrid | None]
 
 
 def match_layers(
@@ -129,15 +100,27 @@ def match_layers(
 
 
 def _three_samples(inputs: Inputs) -> Inputs:
-    """Tells features from what has no batch: a table of positions, a recurrent layer's h_n."""
+    """At least three samples: they tell features from tables of positions and layers' states.
+
+    A recurrent layer's ``h_n`` of one or two layers would pass for a feature of so many samples.
+    """
     args, kwargs = as_call(inputs, "match_layers, teacher_inputs")
+    batched = [x for x in (*args, *kwargs.values()) if _length(x)]
+    missing = 3 - _length(batched[0]) if batched else 0
 
-    def repeat(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.shape[:1] == (1,):
-            return value.repeat_interleave(3, 0)
-        return value * 3 if isinstance(value, list) and len(value) == 1 else value
+    def extend(value: Any) -> Any:
+        if missing <= 0 or _length(value) + missing != 3:
+            return value
+        if isinstance(value, Tensor):
+            return torch.cat([value, *[value[:1]] * missing])
+        return value + value[:1] * missing
 
-    return {key: repeat(value) for key, value in kwargs.items()} or tuple(map(repeat, args))
+    return {key: extend(value) for key, value in kwargs.items()} or tuple(map(extend, args))
+
+
+def _length(value: Any) -> int:
+    is_batch = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+    return len(value) if is_batch else 0
 
 
 def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
@@ -166,7 +149,7 @@ def _meet(size: Size, other: Size, others: Container[Size]) -> bool:
 
 def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
     """Stages and blocks of equal relative depth, counted in the model that has fewer."""
-    grids = _grids(student, teacher)
+    grids = find_grids(student, teacher)
     depths = len(student.ends), len(teacher.ends)
     if grids is None:
         return []
@@ -188,7 +171,7 @@ def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]
 
 
 def _pair(
-    student: tuple[Stages, Layer], teacher: tuple[Stages, Layer], grids: _Grids
+    student: tuple[Stages, Layer], teacher: tuple[Stages, Layer], grids: Grids
 ) -> Pair | None:
     """A pair of two ends, unless they do not fit together."""
     dims = [
@@ -223,33 +206,6 @@ def _fits(pair: Pair, student: tuple[int, ...], teacher: tuple[int, ...]) -> boo
         except ValueError:
             return False
     return True
-
-
-def _grids(student: Stages, teacher: Stages) -> _Grids | None:
-    """What turns the tokens of each into a map, where one must be; None if it cannot."""
-    if not student.ends or not teacher.ends:
-        return None
-    shapes = student.ends[0].shape, teacher.ends[0].shape
-    if student.kind == teacher.kind == "tokens" and shapes[0][1] == shapes[1][1]:
-        return None, None
-    grids = _grid(student), _grid(teacher)
-    for stages, grid in zip((student, teacher), grids, strict=True):
-        if stages.kind == "tokens" and grid is None:
-            return None
-    return grids
-
-
-def _grid(stages: Stages) -> TokensToGrid | None:
-    if stages.kind == "map" or stages.image is None:
-        return None
-    image_height, image_width = stages.image
-    for leading in range(_MOST_LEADING_TOKENS + 1):
-        patches = stages.ends[0].shape[1] - leading
-        height = math.isqrt(max(patches, 0) * image_height // image_width)
-        width = height * image_width // image_height
-        if height and height * width == patches and height * image_width == width * image_height:
-            return TokensToGrid(leading, height, width)
-    return None
 
 
 def _outputs(student: LayerTable, teacher: LayerTable) -> list[_Choice]:

@@ -193,8 +193,8 @@ def unusable(model: nn.Module, owner: str, spec: LayerSpec, capture: Capture) ->
     if capture.calls > 1:
         return (
             f"{layer} was reached {capture.calls} times in one forward, so which call is meant is "
-            f"not clear. Tap a layer around it{_named(_block(model, spec))}, or give each call a "
-            "module of its own."
+            f"not clear. Tap a layer around it, {_block(model, spec)!r}, or give each call a module "
+            "of its own."
         )
     if capture.version is not None and capture.tensor._version != capture.version:
         return (
@@ -221,7 +221,7 @@ def _against_change(model: nn.Module, owner: str, spec: LayerSpec) -> str:
             f"The layer itself works in place: tap what comes out, {spec.name!r}, or set "
             f"{owner}.get_submodule({spec.name!r}).inplace = False."
         )
-    other = f"the layer around it{_named(block)}" if block else "a layer that comes later"
+    other = f"the layer around it, {block!r}" if block else "a layer that comes later"
     if not spec.of_input and not any(True for _ in module.children()):
         other += f", or what goes into this one, '{spec.name}:input'"
     beside = _inplace_beside(model, spec.name)
@@ -247,7 +247,3 @@ def _inplace_beside(model: nn.Module, name: str) -> str | None:
         if getattr(module, "inplace", False):
             return f"{parent}.{key}".lstrip(".")
     return None
-
-
-def _named(name: str) -> str:
-    return f", {name!r}" if name else ""
