@@ -55,7 +55,8 @@ class _Snapshot:
         self.module.training = self.training
         vars(self.module).update(self.numbers)
         for name, (buffer, value) in self.buffers.items():
-            if not buffer.is_inference():
+            # Whatever its version says: batch norm and observers do not count their changes.
+            if not (buffer.is_inference() or buffer.is_meta or _is_expanded(buffer)):
                 _put_back(buffer, value)
             self.module._buffers[name] = buffer
 
@@ -64,8 +65,15 @@ def _put_back(buffer: Tensor, value: Tensor) -> None:
     # An observer of quantization gives its buffers another size, too.
     if buffer.shape != value.shape:
         buffer.resize_(value.shape)
-    if not buffer.is_meta:
-        buffer.copy_(value)
+    buffer.copy_(value)
+
+
+def _is_expanded(buffer: Tensor) -> bool:
+    """Whether several of its entries are one place in memory: torch lets nobody write to it."""
+    if buffer.layout != torch.strided:
+        return False
+    sizes = zip(buffer.shape, buffer.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
 
 
 @contextmanager

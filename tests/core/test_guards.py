@@ -22,6 +22,7 @@ class Counter(nn.Module):
         self.register_buffer("sizes", torch.zeros(0))
         self.register_buffer("seen", torch.zeros(2))
         self.register_buffer("hidden", torch.ones(2), persistent=False)
+        self.register_buffer("expanded", torch.zeros(1).expand(3))  # nothing can be written to it
         self.longest, self.share = 0, 0.5
         self.layer = nn.Linear(2, 2)
 

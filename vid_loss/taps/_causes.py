@@ -190,11 +190,12 @@ def _has_forward(module: nn.Module) -> bool:
 def unusable(model: nn.Module, owner: str, spec: LayerSpec, capture: Capture) -> str:
     """Says why a captured feature cannot be used."""
     layer = f"Layer {spec.text!r} of the {owner}"
+    block = _block(model, spec)
+    around = f", {block!r}" if block else ""
     if capture.calls > 1:
         return (
             f"{layer} was reached {capture.calls} times in one forward, so which call is meant is "
-            f"not clear. Tap a layer around it, {_block(model, spec)!r}, or give each call a module "
-            "of its own."
+            f"not clear. Tap a layer around it{around}, or give each call a module of its own."
         )
     if capture.version is not None and capture.tensor._version != capture.version:
         return (
