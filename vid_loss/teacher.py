@@ -1,6 +1,7 @@
 """The frozen network that is learnt from."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -91,16 +92,27 @@ class Teacher:
 
         Raises:
             RuntimeError: if it changes them in place.
+            TypeError: if it does not take them.
         """
-        before = _state(args, kwargs)
-        features = self.run(*self.arguments(args, kwargs))
-        if not _same(before, _state(args, kwargs)):
+        _held, before = _state(args, kwargs)  # held, so that no other tensor gets its id
+        features = self._run_on(args, kwargs)
+        if _state(args, kwargs)[1] != before:
             raise RuntimeError(
                 "Distiller, teacher: expected its inputs as they were; it, or teacher_inputs, has "
                 "changed them in place, and the student's with them. Clone them in teacher_inputs: "
                 "lambda *args, **kwargs: copy.deepcopy(kwargs or args)."
             )
         return features
+
+    def _run_on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        args, kwargs = self.arguments(args, kwargs)
+        try:
+            return self.run(args, kwargs)
+        except TypeError as error:
+            message = _misfit(self.tap.model, args, kwargs)
+            if message is None:
+                raise
+            raise TypeError(message) from error
 
     @torch.no_grad()
     def arguments(
@@ -140,12 +152,19 @@ class Teacher:
         return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
-def _state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Tensor, int]]:
-    """Returns the tensors in a call's arguments, with what torch counts their changes by."""
+def _state(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Returns the tensors in a call's arguments; which they are and how often they were changed."""
+    tensors: list[Tensor] = []
     if torch.compiler.is_compiling():
-        return []  # it has no such count
-    tensors = [x for value in (*args, *kwargs.values()) for x in _tensors(value)]
-    return [(x, 0 if x.is_inference() else x._version) for x in tensors]
+        return tensors, []  # it has no such count
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        else:
+            tensors.extend(_tensors(value))
+    return tensors, [(id(x), 0 if x.is_inference() else x._version) for x in tensors]
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -163,7 +182,16 @@ def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield from _tensors(entry, depth + 1)
 
 
-def _same(before: list[tuple[Tensor, int]], after: list[tuple[Tensor, int]]) -> bool:
-    return len(before) == len(after) and all(
-        x is y and old == new for (x, old), (y, new) in zip(before, after, strict=True)
-    )
+def _misfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Says what to do if a model cannot be called with these arguments at all."""
+    try:
+        takes = inspect.signature(model.forward)
+        takes.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [type(x).__name__ for x in args] + [f"{key}=..." for key in kwargs]
+        return (
+            f"Distiller, teacher: expected arguments for forward{takes}; got ({', '.join(given)}), "
+            f"the student's or what teacher_inputs makes of them: {error}. Map them with "
+            "teacher_inputs=lambda ...: (...), or give the part of the teacher that takes them."
+        )
+    return None

@@ -286,3 +286,25 @@ def test_a_nested_feature_is_refused_by_its_layers_name():
     x = torch.randn(2, 3, 2)
     with pytest.raises(TypeError, match="'nest' of the teacher: expected a tensor of one shape"):
         Distiller(nn.Linear(2, 4), Nests(), {"": "nest"}, example=x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.visual, self.fail = nn.Linear(2, 3), False
+
+    def forward(self, x, words):
+        return self.visual(None if self.fail else x)
+
+
+def test_a_teacher_that_takes_other_arguments_says_how_to_map_them():
+    student, teacher, x = nn.Linear(2, 4), TwoInputs(), torch.ones(5, 2)
+    message = r"forward\(x, words\); got \(Tensor\).*missing a required argument: 'words'.*Map"
+    with pytest.raises(TypeError, match=message):
+        Distiller(student, teacher, {"": "visual"}, example=x)
+    Distiller(student, teacher.visual, {"": ""}, example=x)
+    pairs, inputs = {"": "visual"}, lambda x: (x, None)
+    distiller = Distiller(student, teacher, pairs, example=x, teacher_inputs=inputs)
+    teacher.fail = True  # an error of its own is left as it is
+    with pytest.raises(TypeError, match=r"linear\(\)"):
+        distiller.teacher_features(x)

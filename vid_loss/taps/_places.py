@@ -20,7 +20,13 @@ class Places:
 
     def intact(self) -> bool:
         """Whether each module on the way is the one that it was. Asked in every step."""
-        return all(holder._modules.get(key) is module for holder, key, module in self._steps)
+        try:
+            for holder, key, module in self._steps:
+                if holder._modules[key] is not module:
+                    return False
+        except KeyError:
+            return False
+        return True
 
     def update(self) -> None:
         """Takes the places as they are now: a layer may have moved within its model."""
