@@ -69,7 +69,8 @@ class TeacherScale(Estimates):
         channels: number of channels C.
 
     Attributes:
-        positions: how many positions have been seen, ``()``.
+        positions: how many positions have been seen, ``(C,)``; those of a batch in which a channel
+            was not finite do not count for it.
         mean: ``(C,)``.
         var: ``(C,)``; 0 for a channel that never changes.
     """
@@ -80,7 +81,7 @@ class TeacherScale(Estimates):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_estimate("positions", torch.zeros(()))
+        self.register_estimate("positions", torch.zeros(channels))
         self.register_estimate("mean", torch.zeros(channels))
         self.register_estimate("var", torch.ones(channels))
 
@@ -93,15 +94,16 @@ class TeacherScale(Estimates):
             mask: ``(N, L)`` for tokens, nonzero at those that count.
 
         Returns:
-            How many positions the batch had in all processes, and which share of all that were
-            seen they are, both ``()``.
+            How many positions the batch had in all processes, ``()``, and which share of all that
+            were seen they are, ``(C,)``.
         """
         count, mean, var = moments(feature, mask, self.mean, self.positions)
         finite = torch.isfinite(mean + var)  # what is not would stay for ever
         mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
-        total = self.positions + count
-        share = (count / total.clamp(min=1)).clamp(min=_LEAST_SHARE)
-        share = torch.where(count > 0, share, 0)
+        counted = torch.where(finite, count, 0)
+        total = self.positions + counted
+        share = (counted / total.clamp(min=1)).clamp(min=_LEAST_SHARE)
+        share = torch.where(counted > 0, share, 0)
         difference = mean - self.mean
         spread = self.var + share * difference.square()
         var = torch.where(self.positions > 0, spread + share * (var - spread), var)
@@ -125,18 +127,25 @@ def moments(
         mask: which tokens count.
         mean: an estimate of the mean to sum around: sums of squares around 0 would lose the
             variance of a channel whose mean is large.
-        positions: 0 if there is no estimate yet; then a sample of the batch gives one.
+        positions: 0 where there is no estimate yet; then the first sample, or the first token that
+            counts, gives one.
     """
     kind = kind_of(feature.shape)
     dims = (0, 2, 3) if kind == "map" else tuple(range(feature.ndim - 1))
     if mask is not None:
         padded = ~mask.bool().unsqueeze(-1)
         feature = feature.masked_fill(padded, 0)  # it may be NaN there
-    sample = feature[:1].mean(dims) if len(feature) else mean
+    if not feature.numel():
+        sample = mean
+    elif mask is None:
+        sample = feature[:1].mean(dims)
+    else:
+        valid = mask.bool().int().argmax().view(1)  # an index tensor: nobody waits for the device
+        sample = feature.flatten(0, 1).index_select(0, valid).squeeze(0)
     center = torch.where(positions > 0, mean, sample)
     centered = feature - per_channel(center, feature.ndim)
     if mask is None:
-        count = torch.full_like(positions, feature.numel() // max(len(mean), 1))
+        count = positions.new_full((), feature.numel() // max(len(mean), 1))
     else:
         centered = centered.masked_fill_(padded, 0)
         count = (~padded).sum().to(positions)

@@ -46,7 +46,7 @@ class RunningVariance(Estimates):
 
         Args:
             mean_square: the batch's mean squared residuals, ``(C,)``.
-            share: which part of all positions so far the batch is; 0 leaves the estimate.
+            share: which part of all positions so far the batch is, ``(C,)``; 0 leaves the estimate.
         """
         weight = torch.where(share > 0, share.clamp(min=self.momentum), 0)
         difference = mean_square - self.var

@@ -18,7 +18,7 @@ class PairStats(NamedTuple):
     var: Tensor  # (C,), of q, in the same unit
     alive: Tensor  # (C,), which of the teacher's channels change
     positions: float | Tensor  # per sample
-    floor: float
+    floor: float | Tensor  # the least that var can be
 
 
 @dataclass(frozen=True)

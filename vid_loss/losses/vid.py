@@ -142,6 +142,10 @@ class VIDLoss(FeatureLoss):
             if mask is not None:
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
             squared = sum_of_squares(residual)
+            if self.standardize:  # a channel that never changes teaches nothing
+                alive = self.scale.alive()
+                squared = torch.where(alive, squared, 0)
+                share = share if share is None else torch.where(alive, share, 0)
             if count is not None and share is not None:
                 joined = sum_over_processes(squared.detach().sum(0))
                 self.running_var.update(joined / count.clamp(min=1), share)
@@ -207,5 +211,5 @@ class VIDLoss(FeatureLoss):
             self.variance().detach() / unit,
             self.scale.alive(),
             self._positions,
-            floor,
+            floor / unit,
         )
