@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from _models import TokenNet, cnn_pair, images
 from torch import nn
 
 from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss, gradient_shares
-from vid_loss.losses.stats import observe, summarise
+from vid_loss.diagnostics import PairDiagnostics
 
 PAIRS = [Pair("stage1", "stage1"), Pair("fc:input", "fc")]
 
@@ -20,89 +21,119 @@ def step(distiller, batch):
 def readable_diagnostics(mean, target, var):
     """The same from its formulas, channel by channel, in float64."""
     mean, target = mean.double(), target.double()
-    residuals, variances, nats = [], [], []
+    explained, nats = [], []
     for c in range(len(var)):
-        residuals.append((target[:, c] - mean[:, c]).square().mean())
-        variances.append(target[:, c].var(correction=0))
-        nats.append(0.5 * (math.log(variances[c] / var[c]) + 1 - residuals[c] / var[c]))
-    return 1 - sum(residuals) / sum(variances), sum(nats) / len(nats)
+        residual = (target[:, c] - mean[:, c]).square().mean()
+        variance = target[:, c].var(correction=0)
+        explained.append(1 - residual / variance)
+        nats.append(0.5 * (math.log(variance / var[c]) + 1 - residual / var[c]))
+    return float(sum(explained) / len(explained)), float(sum(nats) / len(nats))
 
 
-def observed(mean, target, var, mask=None):
-    squares = (target - mean).square()
-    if mask is not None:
-        squares = squares * mask.unsqueeze(-1)
-    if target.ndim > 2:
-        squares = squares.sum((2, 3) if target.ndim == 4 else 1)
-    return summarise(observe(squares, target, var, mask, floor=1e-5))
+def reported(mean, target, mask=None, *, init_var=1.0):
+    """The diagnostics after one step whose head says ``mean``, in the teacher's raw units."""
+    options = {"variance": "trained", "standardize": False, "init_var": init_var}
+    loss = VIDLoss(mean.shape, target.shape, head=nn.Identity(), **options)
+    loss(mean, target, mask)
+    return PairDiagnostics.of(loss.stats())
 
 
 @pytest.mark.parametrize("shape", [(64, 3), (16, 3, 4, 5), (16, 7, 3)])
 def test_the_figures_are_those_of_the_formulas(shape):
     torch.manual_seed(0)
-    target, mean, var = torch.randn(shape) * 2 + 3, torch.randn(shape) + 3, torch.rand(3) + 0.5
-    report = observed(mean, target, var)
+    target, mean, var = torch.randn(shape) * 2 + 3, torch.randn(shape) + 3, [0.7] * 3
+    report = reported(mean, target, init_var=0.7)
     if len(shape) == 3:
         mean, target = mean.flatten(0, 1), target.flatten(0, 1)
     explained, nats = readable_diagnostics(mean, target, var)
-    assert report.explained_variance == pytest.approx(float(explained), rel=1e-4)
-    assert report.nats_per_element == pytest.approx(float(nats), rel=1e-4)
+    assert report.explained_variance == pytest.approx(explained, rel=1e-4)
+    assert report.nats_per_element == pytest.approx(nats, rel=1e-4)
     elements = math.prod(shape[1:])
-    assert report.nats_per_feature == pytest.approx(elements * float(nats), rel=1e-4)
+    assert report.nats_per_feature == pytest.approx(elements * nats, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_the_default_form_reports_the_same_of_its_standardized_feature(scale):
+    """With the variance that it fits itself: nats are -log(1 - explained variance) / 2."""
+    torch.manual_seed(0)
+    target = scale * (torch.randn(999, 3) + 5)
+    unit = (target - target.mean(0)) / target.std(0, correction=0)
+    mean = torch.tensor([0.9, 0.5, 0.1]) * unit
+    loss = VIDLoss(mean.shape, target.shape, head=nn.Identity())
+    value = loss(mean, target)
+    report = PairDiagnostics.of(loss.stats())
+    unexplained = [0.1**2, 0.5**2, 0.9**2]
+    assert report.explained_variance == pytest.approx(1 - sum(unexplained) / 3, rel=1e-4)
+    nats = -sum(map(math.log, unexplained)) / 6
+    assert report.nats_per_element == pytest.approx(nats, rel=1e-4)
+    assert report.nats_per_element == pytest.approx(0.5 - value.item(), rel=1e-4)
 
 
 def test_masked_tokens_count_in_nothing():
     torch.manual_seed(0)
-    target, mean, var = torch.randn(4, 6, 3), torch.randn(4, 6, 3), torch.rand(3) + 0.5
+    target, mean = torch.randn(4, 6, 3), torch.randn(4, 6, 3)
     mask = torch.ones(4, 6)
     mask[:, 4:] = 0
-    short = observed(mean[:, :4], target[:, :4], var)
+    short = reported(mean[:, :4], target[:, :4])
     mean[:, 4:], target[:, 4:] = 0, 100
-    padded = observed(mean, target, var, mask)
+    padded = reported(mean, target, mask)
     assert padded.explained_variance == pytest.approx(short.explained_variance, rel=1e-4)
     assert padded.nats_per_feature == pytest.approx(short.nats_per_feature, rel=1e-4)
 
 
-def test_32_samples_of_maps_and_tokens_are_enough():
+def test_they_are_running_means_over_the_last_batches():
+    """The first batches count equally, then the newest counts for the momentum."""
     torch.manual_seed(0)
-    target, var = torch.randn(40, 5, 3), torch.ones(3)
-    target[32:] += 100
-    mask = torch.ones(40, 5)
-    mask[:, 3:] = 0
-    for kind in (target, target.mT.unsqueeze(2)):
-        assert observed(kind - 1, kind, var) == observed(kind[:32] - 1, kind[:32], var)
-    few = observed(target[:32] - 1, target[:32], var, mask[:32])
-    assert observed(target - 1, target, var, mask) == few
-    assert few.nats_per_feature == pytest.approx(3 * 3 * few.nats_per_element)
+    loss = VIDLoss((64, 2), (64, 2), momentum=0.25, standardize=False, head=nn.Identity())
+    expected = 0.0
+    for step in range(8):
+        target = torch.randn(64, 2)
+        mean = target + step * torch.tensor([1.0, -1.0])
+        loss(mean, target)
+        expected += max(1 / (step + 1), 0.25) * (step**2 - expected)
+        report = PairDiagnostics.of(loss.stats())
+        residual = (loss.scale.var.reciprocal() * expected).mean()
+        assert report.explained_variance == pytest.approx(1 - float(residual), rel=1e-4)
 
 
 def test_half_precision_features_are_summed_in_float32():
     torch.manual_seed(0)
-    target = torch.randn(64, 2, 16, 16) + 20
-    half = observed(target - 1, target.bfloat16(), torch.ones(2))
-    full = observed(target - 1, target.bfloat16().float(), torch.ones(2))
-    assert half.nats_per_element == pytest.approx(full.nats_per_element, rel=1e-3)
+    target = torch.randn(64, 2, 16, 16).bfloat16() + 20
+    half = reported(target.float() - 1, target)
+    full = reported(target.float() - 1, target.float())
+    assert half.nats_per_element == pytest.approx(full.nats_per_element, rel=1e-5)
 
 
-def test_a_dead_channel_is_on_the_floor_and_carries_nothing():
+@pytest.mark.parametrize("options", [{}, {"standardize": False}], ids=str)
+def test_a_dead_channel_carries_nothing(options):
+    torch.manual_seed(0)
     target = torch.randn(64, 2)
     target[:, 1] = 4.0
-    report = observed(target, target, torch.tensor([1.0, 1e-5]))
-    assert (report.channels_on_floor, report.channels) == (1, 2)
-    alone = observed(target[:, :1], target[:, :1], torch.tensor([1.0]))
-    assert report.nats_per_element == pytest.approx(alone.nats_per_element / 2, rel=1e-5)
+    mean = target * torch.tensor([0.5, 1.0])
+
+    def report(channels):
+        shape = 64, channels
+        loss = VIDLoss(shape, shape, head=nn.Identity(), **options)
+        loss(mean[:, :channels], target[:, :channels])
+        return PairDiagnostics.of(loss.stats())
+
+    both, alone = report(2), report(1)
+    assert both.channels == 2
+    assert both.nats_per_element == pytest.approx(alone.nats_per_element / 2, rel=1e-5)
+    assert both.explained_variance == pytest.approx(alone.explained_variance, rel=1e-5)
+    assert both.channels_on_floor == len(options)  # in its own units there is nothing to predict
 
 
 @pytest.mark.parametrize("init_var", [0.1, 10.0])
 def test_variances_that_are_not_trained_never_say_too_much(init_var):
     torch.manual_seed(0)
-    report = observed(torch.zeros(999, 2), torch.randn(999, 2), torch.full((2,), init_var))
+    report = reported(torch.zeros(999, 2), torch.randn(999, 2), init_var=init_var)
     assert report.nats_per_element < 0
 
 
 def test_a_constant_feature_has_no_explained_variance():
     target = torch.full((8, 2), 3.0)
-    assert math.isnan(observed(target, target, torch.ones(2)).explained_variance)
+    assert math.isnan(reported(target, target).explained_variance)
 
 
 @pytest.mark.parametrize("correlation", [0.3, 0.6, 0.9])
@@ -111,21 +142,22 @@ def test_the_estimate_is_the_mutual_information_of_linear_gaussian_pairs(correla
     torch.manual_seed(0)
     channels = 4
     rotation = torch.linalg.qr(torch.randn(channels, channels))[0]
+    units = torch.tensor([1e-2, 1.0, 30.0, 1e2])  # no information depends on them
 
     def sample(count):
         student, noise = torch.randn(2, count, channels)
-        return student, correlation * student @ rotation + math.sqrt(1 - correlation**2) * noise
+        feature = correlation * student @ rotation + math.sqrt(1 - correlation**2) * noise
+        return student, units * feature
 
     loss = VIDLoss((1, channels), (1, channels))
-    optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
-    for i in range(200):
-        optimizer.param_groups[0]["lr"] = 0.1 if i < 120 else 0.005
+    # Adam's steps are as long as its rate: 0.02 crosses the head's distance, 1 at most, in some 50
+    # of them, and the variance's running mean, over some 20, settles in the rest.
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
+    for _ in range(100):
         optimizer.zero_grad()
         loss(*sample(4096)).backward()
         optimizer.step()
-    loss.observes = True
-    loss(*sample(2**16))
-    report = summarise(loss.observation)
+    report = PairDiagnostics.of(loss.stats())
     closed_form = -0.5 * math.log(1 - correlation**2)
     assert report.nats_per_element == pytest.approx(closed_form, rel=0.05)
     assert report.nats_per_feature == pytest.approx(channels * closed_form, rel=0.05)
@@ -141,8 +173,8 @@ def test_a_distiller_reports_its_vid_pairs_by_name():
     report = distiller.diagnostics()
     assert list(report) == ["stage1->stage1", "fc:input->fc"]
     assert report["stage1->stage1"].channels == 8
-    # The variances start at 5, above those of the features: nothing is known to be transferred.
-    assert all(pair.nats_per_element < 0 for pair in report.values())
+    # Heads that have just been built know nothing, and the variances say so from the first step.
+    assert all(abs(pair.nats_per_element) < 0.1 for pair in report.values())
 
 
 def test_masks_reach_the_diagnostics():
@@ -161,31 +193,42 @@ def test_what_is_kept_has_no_graph_and_no_map():
     student, teacher = cnn_pair()
     distiller = Distiller(student, teacher, PAIRS, example=images())
     step(distiller, images())
-    kept = distiller.losses["stage1->stage1"].observation
+    kept = distiller.losses["stage1->stage1"].stats()
     tensors = [x for x in kept if isinstance(x, torch.Tensor)]
+    assert tensors
     assert not any(x.requires_grad for x in tensors)
-    assert max(x.numel() for x in tensors) == 8 * 8  # batch x channels
+    assert max(x.numel() for x in tensors) == 8  # channels
 
 
-def test_the_loss_is_the_same_with_and_without():
+def test_reading_them_changes_nothing_and_later_steps_do_not_change_what_was_read():
     student, teacher = cnn_pair()
-    torch.manual_seed(0)
-    on = Distiller(student, teacher, PAIRS, example=images())
-    torch.manual_seed(0)
-    off = Distiller(student, teacher, PAIRS, example=images(), diagnose=False)
-    student(images())
-    torch.testing.assert_close(on(images()), off(images()), rtol=0, atol=0)
-    assert on.state_dict().keys() == off.state_dict().keys()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    step(distiller, images())
+    before = {name: x.clone() for name, x in distiller.state_dict().items()}
+    report, kept = distiller.diagnostics(), distiller.losses["stage1->stage1"].stats()
+    assert distiller.diagnostics() == report
+    torch.testing.assert_close(distiller.state_dict(), before, rtol=0, atol=0)
+    step(distiller, 3 * images())
+    assert PairDiagnostics.of(kept) == report["stage1->stage1"]
+    assert distiller.diagnostics() != report
 
 
-def test_diagnostics_need_a_step_and_the_switch():
+def test_diagnostics_need_a_step():
     student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
     with pytest.raises(RuntimeError, match="expected a training step before"):
-        Distiller(student, teacher, PAIRS, example=images()).diagnostics()
-    off = Distiller(student, teacher, PAIRS, example=images(), diagnose=False)
-    step(off, images())
-    with pytest.raises(RuntimeError, match="diagnose=True"):
-        off.diagnostics()
+        distiller.diagnostics()
+    assert distiller.metrics() == {}
+
+
+def test_metrics_are_named_for_a_logger():
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    step(distiller, images())
+    report, metrics = distiller.diagnostics(), distiller.metrics()
+    assert len(metrics) == 3 * len(PAIRS)
+    explained = report["fc:input->fc"].explained_variance
+    assert metrics["explained_variance/fc:input->fc"] == explained
 
 
 def test_diagnostics_of_a_compiled_model_agree():
@@ -194,13 +237,14 @@ def test_diagnostics_of_a_compiled_model_agree():
     distiller = Distiller(student, teacher, PAIRS, example=images())
     model = DistillationModel(student, distiller)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    compiled(images())[1].backward()
-    traced = distiller.diagnostics()
-    step(distiller, images())
-    eager = distiller.diagnostics()
-    assert traced["stage1->stage1"].nats_per_element == pytest.approx(
-        eager["stage1->stage1"].nats_per_element, rel=1e-4
-    )
+    twin = copy.deepcopy(model)
+    for batch in (images(), 2 * images()):
+        compiled(batch)[1].backward()
+        twin(batch)[1].backward()
+    traced, eager = distiller.diagnostics(), twin.distiller.diagnostics()
+    for key in ("nats_per_element", "nats_per_feature", "explained_variance"):
+        values = [getattr(report["stage1->stage1"], key) for report in (traced, eager)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), key
 
 
 def test_gradient_shares_follow_the_weights():

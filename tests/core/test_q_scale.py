@@ -1,0 +1,271 @@
+"""The running estimates that q stands on: the teacher's mean and scale, and the residuals'."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vid_loss import VIDLoss
+from vid_loss.diagnostics import PairDiagnostics
+
+
+def scale_of(channels):
+    """A teacher's scale, as a VIDLoss builds it."""
+    return VIDLoss((2, channels), (2, channels)).scale
+
+
+def reference(batches, masks=None):
+    """Mean and variance over all positions of all batches, in float64."""
+    rows = []
+    for batch, mask in zip(batches, masks or [None] * len(batches), strict=True):
+        last = batch.double().movedim(1, -1) if batch.ndim == 4 else batch.double()
+        rows.append(last.flatten(0, -2) if mask is None else last[mask.bool()])
+    rows = torch.cat(rows)
+    return rows.mean(0), rows.var(0, correction=0)
+
+
+def assert_equals(scale, batches, masks=None, rtol=1e-5):
+    mean, var = reference(batches, masks)
+    torch.testing.assert_close(scale.var.double(), var, rtol=rtol, atol=0)
+    # A mean is as exact as float32 and the spread of its features let it be.
+    distance = (scale.mean.double() - mean).abs() / (var.sqrt() + 1e-2 * mean.abs())
+    assert distance.max() < rtol
+
+
+OFFSETS = {"mean 0": 0.0, "mean 1000 x std": 1000.0}
+
+
+@pytest.mark.parametrize("offset", OFFSETS.values(), ids=OFFSETS)
+@pytest.mark.parametrize("kind", ["vector", "tokens", "map"])
+def test_it_is_mean_and_variance_of_all_positions_of_all_batches(kind, offset):
+    torch.manual_seed(0)
+    shapes = {"vector": (3,), "tokens": (5, 3), "map": (3, 4, 2)}
+    units = torch.tensor([1e-2, 1.0, 50.0])
+    scale, batches = scale_of(3), []
+    for size in (8, 1, 32, 3):
+        batch = torch.randn(size, *shapes[kind])
+        factor = units.view(3, 1, 1) if kind == "map" else units
+        batches.append(factor * (batch + offset))
+        scale.update(batches[-1], None)
+        if size > 1 or kind != "vector":  # one vector has no spread of its own
+            assert_equals(scale, batches, rtol=1e-4 if offset else 1e-5)
+    assert scale.positions.tolist() == [sum(x.numel() // 3 for x in batches)] * 3
+
+
+@pytest.mark.parametrize("offset", OFFSETS.values(), ids=OFFSETS)
+def test_masked_tokens_count_in_nothing_whatever_is_there(offset):
+    torch.manual_seed(0)
+    scale, batches, masks = scale_of(3), [], []
+    for i in range(4):
+        mask = torch.rand(6, 5) < 0.5
+        mask[0] = i > 1  # the first sample may be all padding
+        batch = (torch.randn(6, 5, 3) + offset).masked_fill(~mask.unsqueeze(-1), math.nan)
+        count, share = scale.update(batch, mask.long())
+        batches.append(batch)
+        masks.append(mask)
+        assert count == mask.sum()
+        torch.testing.assert_close(share, (mask.sum() / sum(x.sum() for x in masks)).expand(3))
+        assert_equals(scale, batches, masks, rtol=1e-4 if offset else 1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_without_valid_tokens_leaves_it(first):
+    torch.manual_seed(0)
+    scale, batches = scale_of(3), []
+    for empty in (first, not first, False):
+        batch = torch.randn(6, 5, 3) + 2
+        mask = torch.full((6, 5), not empty)
+        before = copy.deepcopy(scale.state_dict())
+        count, share = scale.update(batch, mask)
+        if empty:
+            assert count == 0
+            assert not share.any()
+            torch.testing.assert_close(scale.state_dict(), before, rtol=0, atol=0)
+        else:
+            batches.append(batch)
+    assert_equals(scale, batches)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 5, 3), (0, 3, 2, 2)], ids=len)
+def test_an_empty_batch_leaves_it(shape):
+    scale = scale_of(3)
+    for feature in (torch.randn(shape), torch.randn(4, *shape[1:]), torch.randn(shape)):
+        before = copy.deepcopy(scale.state_dict())
+        scale.update(feature, None)
+        if not len(feature):
+            torch.testing.assert_close(scale.state_dict(), before, rtol=0, atol=0)
+    assert (scale.positions > 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1000.3, -3e-5])
+def test_a_channel_that_never_changes_is_dead_in_any_unit(value):
+    torch.manual_seed(0)
+    scale = scale_of(2)
+    for _ in range(20):
+        feature = torch.randn(7, 2, 3, 3)
+        feature[:, 0] = value
+        scale.update(feature, None)
+    assert scale.alive().tolist() == [False, True]
+    torch.testing.assert_close(scale.mean[0], torch.tensor(value))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_leaves_it(value, first):
+    """A float16 teacher may overflow in one batch, the first included."""
+    torch.manual_seed(0)
+    scale, batches = scale_of(3), []
+    for bad in (first, not first, False):
+        batch = torch.randn(16, 3) + 20
+        if bad:
+            batch[3, 1] = value
+        scale.update(batch, None)
+        batches.append(batch)
+    assert_equals_but_for(scale, batches, channel=1)
+
+
+def assert_equals_but_for(scale, batches, channel):
+    """One channel has seen the finite batches alone, the others all."""
+    whole, finite = reference(batches), reference([x for x in batches if x.isfinite().all()])
+    for estimate, of_all, of_finite in zip((scale.mean, scale.var), whole, finite, strict=True):
+        of_all[channel] = of_finite[channel]
+        torch.testing.assert_close(estimate.double(), of_all, rtol=1e-5, atol=0)
+
+
+def test_after_many_batches_the_newest_counts_for_a_thousandth():
+    scale = scale_of(1)
+    scale.update(torch.tensor([[-1.0], [1.0]]).repeat(5000, 1), None)
+    before = scale.mean.clone()
+    _, share = scale.update(torch.full((2, 1), 10.0), None)
+    assert share == pytest.approx(1e-3)
+    assert scale.mean - before == pytest.approx(1e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16], ids=lambda f: f.__name__)
+def test_buffers_stay_float32_in_a_model_that_is_cast(cast):
+    loss = VIDLoss((8, 3), (8, 3))
+    loss(torch.randn(8, 3), torch.randn(8, 3) * 1e6)  # whose variance float16 does not hold
+    before = copy.deepcopy(dict(loss.named_buffers()))
+    model = cast(nn.Sequential(loss))
+    assert {p.dtype for p in model.parameters()} <= {torch.float16, torch.bfloat16}
+    assert len(before) == 4
+    torch.testing.assert_close(dict(loss.named_buffers()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variance", ["running", "trained"])
+def test_state_round_trip_is_bit_exact(variance):
+    torch.manual_seed(0)
+    loss, other = (VIDLoss((8, 3), (8, 3), variance=variance) for _ in range(2))
+    for _ in range(5):
+        loss(torch.randn(8, 3), torch.randn(8, 3) + 7)
+    file = io.BytesIO()
+    torch.save(loss.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    assert dict(other.named_buffers()).keys() == dict(loss.named_buffers()).keys()
+    for name, buffer in loss.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name)), name
+    batch = torch.randn(8, 3), torch.randn(8, 3)
+    assert torch.equal(loss(*batch), other(*batch))
+
+
+def test_a_state_without_estimates_is_refused():
+    loss = VIDLoss((8, 3), (8, 3))
+    state = {name: x for name, x in loss.state_dict().items() if "scale" not in name}
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*scale"):
+        loss.load_state_dict(state)
+
+
+def constant_head(channels):
+    """Predicts 0 for each channel."""
+    head = nn.Linear(channels, channels)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def test_the_first_batches_count_equally_and_then_the_newest_for_the_momentum():
+    torch.manual_seed(0)
+    loss = VIDLoss((8, 2), (8, 2), momentum=0.2, standardize=False, head=constant_head(2))
+    squares = []
+    expected = torch.zeros(2, dtype=torch.float64)
+    for step in range(12):
+        teacher = (1 + step) * torch.randn(8, 2)
+        loss(torch.zeros(8, 2), teacher)
+        squares.append(teacher.double().square().mean(0))
+        if step < 5:
+            expected = torch.stack(squares).mean(0)
+        else:
+            expected = 0.8 * expected + 0.2 * squares[-1]
+        torch.testing.assert_close(loss.variance().double(), expected, rtol=1e-5, atol=0)
+
+
+def test_early_batches_count_by_their_positions():
+    loss = VIDLoss((8, 1), (8, 1), momentum=0.01, standardize=False, head=constant_head(1))
+    loss(torch.zeros(6, 1), torch.full((6, 1), 1.0))
+    loss(torch.zeros(2, 1), torch.full((2, 1), 3.0))
+    assert loss.variance().item() == pytest.approx((6 * 1 + 2 * 9) / 8)
+
+
+def test_what_is_not_finite_leaves_the_variance():
+    torch.manual_seed(0)
+    loss = VIDLoss((8, 2), (8, 2))
+    loss(torch.randn(8, 2), torch.randn(8, 2))
+    before = loss.running_var.var.clone()
+    student = torch.randn(8, 2)
+    student[0] = math.inf
+    loss(student, torch.randn(8, 2))
+    assert torch.equal(loss.running_var.var, before)
+
+
+def test_eval_mode_estimates_nothing():
+    loss = VIDLoss((8, 2), (8, 2)).eval()
+    before = copy.deepcopy(loss.state_dict())
+    loss(torch.randn(8, 2), torch.randn(8, 2) + 3)
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+    assert loss.stats() is None
+
+
+@pytest.mark.parametrize("variance", ["running", "trained"])
+def test_a_dead_channel_teaches_nothing(variance):
+    """Value finite, no gradient, no nats, not on the floor; the others are as without it."""
+    torch.manual_seed(0)
+    loss = VIDLoss((8, 3), (8, 2), variance=variance)
+    alone = VIDLoss((8, 3), (8, 1), variance=variance)
+    for _ in range(5):
+        with torch.no_grad():
+            alone.head.weight.copy_(loss.head.weight[:1])
+        loss.zero_grad()
+        student = torch.randn(8, 3, requires_grad=True)
+        teacher = torch.cat([torch.randn(8, 1), torch.full((8, 1), 4.0)], dim=1)
+        value, expected = loss(student, teacher), alone(student, teacher[:, :1])
+        torch.testing.assert_close(2 * value, expected)
+        grads = [
+            torch.autograd.grad(x, student, retain_graph=True)[0] for x in (2 * value, expected)
+        ]
+        torch.testing.assert_close(*grads)
+        value.backward()
+        assert not loss.head.weight.grad[1].any()
+    report, other = (PairDiagnostics.of(x.stats()) for x in (loss, alone))
+    assert report.channels_on_floor == 0
+    assert report.nats_per_feature == pytest.approx(other.nats_per_feature, rel=1e-5)
+
+
+def test_a_channel_that_wakes_up_is_taken_in_without_a_jolt():
+    """Its variance starts from 1 like any other's, not from what the head said while it slept."""
+    torch.manual_seed(0)
+    loss = VIDLoss((64, 3), (64, 2))
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    for step in range(60):
+        teacher = torch.randn(64, 2)
+        if step < 40:
+            teacher[:, 1] = 0
+        value = loss(torch.randn(64, 3), teacher)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        assert value < 4, step
+    assert value < 0.8
