@@ -17,14 +17,17 @@ _METRICS: dict[str, Callable[[Record], float]] = {
     "accuracy": lambda record: record["accuracy"],
 }
 _OF_BEST = "explained variance / best head rate's"
+_CAPTION = """\
+Validation data; mean ± standard deviation over the seeds. Explained variance and nats per element
+are means of the last 10 steps and of the pairs; the least nats are those of the worst pair in the
+worst step, from step 50 on. Made by `python -m paper.q_fit run` in `examples/`, with `--head-lr`,
+`--lambda` and `--option` where the column 'heads' names them."""
 
 
 def table(records: Sequence[Record]) -> str:
     """Formats mean and standard deviation over the seeds as a Markdown table.
 
-    Of each version, the revision that comes last counts. Explained variance and nats are means of
-    the last 10 steps and of the pairs; the least nats are those of the worst pair in the worst
-    step, from step 50 on.
+    Of each version, the revision that comes last counts.
 
     Args:
         records: the lines.
@@ -45,7 +48,7 @@ def table(records: Sequence[Record]) -> str:
         values = [_value(metric, version, cell, cells) for metric, version in columns]
         lines.append(_line([*cell, seeds, *values]))
     revisions = "; ".join(f"{version}: {revision}" for version, revision in last.items())
-    return "\n".join([*lines, "", f"Revisions: {revisions}."])
+    return "\n".join([*lines, "", _CAPTION, "", f"Revisions of the library: {revisions}."])
 
 
 def _value(metric: str, version: str, cell: Cell, cells: Cells) -> str:

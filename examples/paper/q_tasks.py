@@ -138,6 +138,7 @@ def text_task(places: Places) -> Task:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
+    logging.disable_progress_bar()
     logging.set_verbosity_error()  # a new classifier, and layers that two do not need, are meant
     minilm = places.minilm or packaged_minilm()
     tokenizer = AutoTokenizer.from_pretrained(minilm)
