@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._first_step import FirstStep, Loaded
 from .cache import FeatureCache, checked_cache
-from .guards import HeadCheck, refuse_data_parallel, several_processes, undisturbed
+from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
 from .taps import FeatureTap, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
@@ -74,7 +75,7 @@ class Distiller(PairTerms):
         stop_teacher: bool = False,
         cache: FeatureCache | None = None,
     ) -> None:
-        refuse_data_parallel(student)
+        student = without_data_parallel(student)
         if unwrap(teacher) is unwrap(student):
             raise ValueError(
                 "Distiller, teacher: expected another model than the student; got the same. "
@@ -99,7 +100,9 @@ class Distiller(PairTerms):
             source.stop_early()
         self._tap = tap
         self._teacher = source
-        self._head_check = HeadCheck()
+        trained = any(isinstance(pair.loss, nn.Module) for pair in by_name.values())
+        self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
+        self._first_step.watch()
         self.cache = cache
 
     @property
@@ -138,7 +141,8 @@ class Distiller(PairTerms):
         if not any(self.weights.values()) and not several_processes():
             self._tap.clear()
             return torch.zeros((), device=next(self.student.parameters()).device)
-        self._head_check(self.student, self.losses)
+        if not torch.compiler.is_compiling():
+            self._first_step.on_call()
         terms = self.weighted_terms(
             *args,
             teacher_features=teacher_features,

@@ -1,6 +1,5 @@
 """What keeps the user's models as they were, and the user's loop honest."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -115,70 +114,32 @@ def hook_guards() -> Iterator[None]:
         yield
 
 
-def refuse_data_parallel(student: nn.Module) -> None:
-    """Heads beside a wrapped student would drift apart between processes, without an error.
+def inside_ddp() -> bool:
+    """Whether this is called in the forward of a DistributedDataParallel."""
+    if not torch.distributed.is_available():
+        return False
+    active = nn.parallel.DistributedDataParallel._active_ddp_module  # torch's compiler asks, too
+    return active is not None
+
+
+def without_data_parallel(student: nn.Module) -> nn.Module:
+    """Returns the student without DistributedDataParallel, or DataParallel on one device.
 
     Raises:
-        ValueError: if the student is wrapped in DistributedDataParallel or DataParallel.
+        ValueError: if DataParallel copies it to several devices, where no hook of it is called.
     """
-    if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
+    if isinstance(student, nn.DataParallel) and len(student.device_ids) > 1:
         raise ValueError(
-            f"Distiller, student: expected a plain model; got {type(student).__name__}, which "
-            "would not see the heads. Build the Distiller first, and wrap student and heads "
-            "together: DistributedDataParallel(DistillationModel(student, distiller))."
+            "Distiller, student: expected one model per process; got DataParallel on "
+            f"{len(student.device_ids)} devices. Start a process per device (torchrun) and use "
+            "DistributedDataParallel."
         )
+    if isinstance(student, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return without_data_parallel(student.module)
+    return student
 
 
 def holds_all(optimizer: Optimizer, module: nn.Module) -> bool:
     """Whether an optimizer has every parameter of a module that is to be trained."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return all(id(p) in held for p in module.parameters() if p.requires_grad)
-
-
-class HeadCheck:
-    """Notices, in a plain loop, that the student is trained and the heads are in no optimizer.
-
-    It compares the values of one parameter of each, which makes the host wait for the device, at
-    the second, fourth and eighth step, and stops as soon as the heads have moved. A student that
-    moves alone three times in a row is worth a warning; not an error, because the heads may
-    have an optimizer that is stepped more rarely.
-    """
-
-    _LAST = 8
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.before: list[Tensor | None] = []
-        self.missed = 0
-
-    def __call__(self, student: nn.Module, heads: nn.Module) -> None:
-        """Looks at the parameters before a step's loss, or warns what to do."""
-        if self.calls >= self._LAST or torch.compiler.is_compiling():
-            return
-        self.calls += 1
-        if self.calls & (self.calls - 1):
-            return  # not a power of two
-        now = [_last_trained(student), _last_trained(heads)]
-        moved = [
-            x is not None and y is not None and not torch.equal(x, y)
-            for x, y in zip(self.before, now, strict=False)
-        ] or [False, False]
-        self.before = [None if x is None else x.clone() for x in now]
-        if moved[1] or now[1] is None:
-            self.calls = self._LAST
-        elif moved[0]:
-            self.missed += 1
-            if self.missed == 3:
-                warnings.warn(_NOT_TRAINED, stacklevel=4)
-
-
-_NOT_TRAINED = (
-    "Distiller: expected its heads to be trained with the student; they have not moved in "
-    "the steps in which the student has. If they are in no optimizer, add: "
-    "optimizer.add_param_group({'params': distiller.parameters()})"
-)
-
-
-def _last_trained(model: nn.Module) -> Tensor | None:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return trained[-1].detach() if trained else None

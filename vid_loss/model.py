@@ -14,7 +14,8 @@ class DistillationModel(nn.Module):
     """Student and heads as one module, for engines that wrap or shard what they train.
 
     In DDP and FSDP the heads must run inside the forward of the wrapped root module. This is that
-    module: give it to the engine in the student's place, and the optimizer its parameters.
+    module: give it to the engine in the student's place, and the optimizer its parameters. In
+    eval mode it is the student. For checkpoints and averages take its ``student``.
 
     Args:
         student: the model that ``distiller`` was built with.
@@ -42,8 +43,8 @@ class DistillationModel(nn.Module):
         token_mask: Tensor | None = None,
         sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> tuple[Any, Tensor]:
-        """Runs the student; while training, adds the teacher and the transfer terms.
+    ) -> Any:
+        """Runs the student; in train mode, the teacher and the transfer terms too.
 
         Args:
             *args: positional inputs of the student.
@@ -52,9 +53,12 @@ class DistillationModel(nn.Module):
             **kwargs: keyword inputs of the student.
 
         Returns:
-            The student's output and the weighted transfer terms, a scalar: 0 in evaluation.
+            In train mode, the student's output and the weighted transfer terms, a scalar: 0 with
+            gradients off. In eval mode, what the student returns.
         """
-        if not (self.training and torch.is_grad_enabled()):
+        if not self.training:
+            return self.student(*args, **kwargs)
+        if not torch.is_grad_enabled():
             output = self.student(*args, **kwargs)
             return output, torch.zeros((), device=next(self.parameters()).device)
         # The teacher first: its memory is given back before the student's activations pile up.

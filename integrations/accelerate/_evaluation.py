@@ -26,7 +26,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any]
 
     Args:
         accelerator: of the run.
-        model: returns logits, or the pair that DistillationModel returns; left in eval mode.
+        model: returns logits in eval mode, as DistillationModel does; left in eval mode.
         loader: prepared; batches ``(*inputs, labels)``. Samples with a negative label do not count.
 
     Returns:
@@ -35,8 +35,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader[Any]
     model.eval()
     correct = total = 0
     for *inputs, labels in loader:
-        output = model(*inputs)
-        logits = output[0] if isinstance(output, tuple) else output
+        logits = model(*inputs)
         predicted, labels = accelerator.gather_for_metrics((logits.argmax(dim=-1), labels))
         correct += int((predicted == labels).sum())
         total += int((labels >= 0).sum())

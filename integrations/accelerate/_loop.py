@@ -62,8 +62,11 @@ class _Alone(nn.Module):
         self.student = student
         self._no_split_modules = getattr(student, "_no_split_modules", None)
 
-    def forward(self, *inputs: Any) -> tuple[Any, Tensor]:
-        return self.student(*inputs), torch.zeros((), device=next(self.parameters()).device)
+    def forward(self, *inputs: Any) -> Any:
+        output = self.student(*inputs)
+        if not self.training:
+            return output
+        return output, torch.zeros((), device=next(self.parameters()).device)
 
 
 def train(

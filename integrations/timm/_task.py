@@ -227,9 +227,11 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             sum over pairs, before ``distill_loss_weight``; 0 in evaluation) and, while training,
             each pair's value under its name.
         """
-        output, vid_loss = self.trainable_module(input)
+        trainable = unwrap_model(self.trainable_module)
+        output = self.trainable_module(input)
+        output, vid_loss = output if trainable.training else (output, input.new_zeros(()))
         task_loss = self.criterion(output, target)
-        distiller = unwrap_model(self.trainable_module).distiller
+        distiller = trainable.distiller
         # In evaluation nothing is transferred, and the terms are those of an earlier batch.
         terms = distiller.terms if vid_loss.requires_grad else {}
         return {

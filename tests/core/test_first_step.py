@@ -1,0 +1,261 @@
+"""What is said at the first optimizer step, and to whom nothing is said."""
+
+import copy
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _models import cnn_pair, images
+from torch import nn
+from torch.optim import SGD, Adagrad, Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss
+
+PAIRS = {"stage1": "stage1", "stage2": "stage2"}
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+class Script:
+    """A student, its optimizer and a distiller; by default the three lines are all there."""
+
+    def __init__(self, optimizer=SGD, pairs=PAIRS, add=True, seed=0, **options):
+        self.student, teacher = cnn_pair()
+        torch.manual_seed(seed)
+        self.distiller = Distiller(self.student, teacher, pairs, example=images())
+        self.optimizer = optimizer(self.student.parameters(), lr=0.01, **options)
+        if add:
+            self.optimizer.add_param_group({"params": self.distiller.parameters()})
+
+    def steps(self, number, *others):
+        for _ in range(number):
+            output = self.student(images())
+            loss = F.cross_entropy(output, LABELS) + self.distiller(images())
+            for optimizer in (self.optimizer, *others):
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in (self.optimizer, *others):
+                optimizer.step()
+
+
+@pytest.fixture(autouse=True)
+def no_hooks_of_other_tests():
+    gc.collect()
+    assert not _global_optimizer_pre_hooks
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
+def test_heads_in_no_optimizer_are_noticed_at_the_second_step(optimizer):
+    script = Script(optimizer, add=False)
+    script.steps(1)
+    with pytest.warns(UserWarning, match=r"in no optimizer. Add: optimizer.add_param_group"):
+        script.steps(1)
+    script.steps(2)  # once is enough
+
+
+def test_heads_that_begin_with_weight_0_are_noticed_when_they_count():
+    script = Script(add=False)
+    for name in script.distiller.pairs:
+        script.distiller.set_weight(name, 0.0)
+    script.steps(3)
+    script.distiller.set_weight("stage1->stage1", 1.0)
+    with pytest.warns(UserWarning, match="in no optimizer"):
+        script.steps(2)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_heads_with_an_optimizer_of_their_own_are_no_reason_to_warn(every):
+    script = Script(add=False)
+    own = Adam(script.distiller.parameters())
+    for step in range(7):
+        script.steps(1, *([own] if step % every == every - 1 else []))
+
+
+def test_a_student_in_two_optimizers_and_its_heads_in_the_later_one():
+    script = Script(add=False)
+    del script.optimizer
+    weights = [p for p in script.student.parameters() if p.ndim > 1]
+    others = [p for p in script.student.parameters() if p.ndim == 1]
+    script.optimizer = SGD(weights, lr=0.1)
+    script.steps(4, Adam([*others, *script.distiller.parameters()]))
+
+
+def test_an_adversary_with_an_optimizer_of_its_own():
+    script = Script()
+    adversary = nn.Linear(3, 1)
+    its_own = Adam(adversary.parameters())
+    for _ in range(3):
+        adversary(script.student(images()).detach()).sum().backward()
+        its_own.step()
+        script.steps(1)
+
+
+def test_frozen_heads_and_losses_without_any():
+    frozen = Script(add=False)
+    frozen.distiller.requires_grad_(False)
+    frozen.steps(4)
+    Script(pairs=[Pair("fc", "fc", loss=KDLoss())], add=False).steps(4)
+
+
+def test_a_student_without_an_optimizer_that_we_know():
+    """A flat copy, as DeepSpeed and FSDP 1 keep."""
+    script = Script(add=False)
+    script.optimizer = SGD([torch.zeros(3, requires_grad=True)], lr=0.1)
+    script.steps(4)
+
+
+def test_a_closure_and_a_gradient_scaler():
+    script = Script(AdamW)
+
+    def closure():
+        script.optimizer.zero_grad()
+        loss = F.cross_entropy(script.student(images()), LABELS) + script.distiller(images())
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        script.optimizer.step(closure)
+    scaled, scaler = Script(AdamW), torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    for _ in range(60):  # the first ones overflow
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = F.cross_entropy(scaled.student(images()), LABELS) + scaled.distiller(images())
+        scaled.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(scaled.optimizer)
+        scaler.update()
+    assert scaled.optimizer.state
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o: CosineAnnealingLR(o, 8),
+        lambda o: LambdaLR(o, lambda step: 0.5**step),
+        lambda o: OneCycleLR(o, 0.1, total_steps=9),
+        lambda o: StepLR(o, 2),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_scheduler_built_before_the_heads_came(scheduler, first, recwarn):
+    script = Script(Adam, add=False)
+    if first:
+        scheduler(script.optimizer)
+    script.optimizer.add_param_group({"params": script.distiller.parameters()})
+    if not first:
+        scheduler(script.optimizer)
+    script.steps(2)
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == first
+    assert all("Build the scheduler after optimizer.add_param_group" in m for m in messages)
+    assert all(warning.filename == __file__ for warning in recwarn)
+
+
+def checkpoint_of(script):
+    script.steps(3)
+    return copy.deepcopy(
+        {
+            "student": script.student.state_dict(),
+            "optimizer": script.optimizer.state_dict(),
+            "distiller": script.distiller.state_dict(),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"), [(SGD, {"momentum": 0.9}), (Adam, {}), (AdamW, {"fused": True})]
+)
+def test_a_resume_that_forgets_the_heads_is_refused_until_they_are_loaded(optimizer, options):
+    saved = checkpoint_of(Script(optimizer, **options))
+    resumed = Script(optimizer, seed=1, **options)
+    resumed.student.load_state_dict(saved["student"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"distiller.load_state_dict\(checkpoint\["):
+            resumed.steps(1)
+    resumed.distiller.load_state_dict(saved["distiller"])
+    resumed.steps(3)
+
+
+def test_a_resume_with_heads_that_are_meant_to_be_new():
+    saved = checkpoint_of(Script(Adam))
+    resumed = Script(Adam, seed=1)
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    for p in resumed.distiller.parameters():
+        resumed.optimizer.state.pop(p, None)
+    resumed.steps(2)
+
+
+@pytest.mark.parametrize("way", ["model", "losses", "strict=False"])
+def test_heads_loaded_with_what_they_are_in(way):
+    script = Script(Adam)
+    saved = checkpoint_of(script)
+    resumed = Script(Adam, seed=1)
+    model = DistillationModel(resumed.student, resumed.distiller)
+    whole = DistillationModel(script.student, script.distiller).state_dict()
+    if way == "strict=False":  # the student's alone: nothing of the heads
+        model.load_state_dict({k: v for k, v in whole.items() if "student" in k}, strict=False)
+        resumed.optimizer.load_state_dict(saved["optimizer"])
+        with pytest.raises(RuntimeError, match="got new ones beside a state"):
+            resumed.steps(1)
+    if way == "losses":
+        resumed.distiller.losses.load_state_dict(script.distiller.losses.state_dict())
+    else:
+        model.load_state_dict(whole)
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.steps(2)
+
+
+def test_a_state_that_is_not_of_a_checkpoint():
+    script = Script(add=False)
+    parameters = [*script.student.parameters(), *script.distiller.parameters()]
+    script.optimizer = Adagrad(parameters, initial_accumulator_value=0.1)  # has one from the start
+    script.steps(2)
+
+
+def test_trained_losses_in_a_new_distiller():
+    script = Script(Adam, pairs=[Pair("fc", "fc", loss=VIDLoss((8, 3), (8, 3)))])
+    script.steps(2)
+    loss = next(iter(script.distiller.losses.values()))
+    script.distiller = Distiller(
+        script.student, cnn_pair()[1], [Pair("fc", "fc", loss=loss)], example=images()
+    )
+    script.steps(2)
+
+
+def test_a_copy_that_is_trained_with_a_copy_of_the_optimizer():
+    script = Script(Adam)
+    script.steps(2)
+    model = DistillationModel(script.student, script.distiller)
+    twin, script.optimizer = copy.deepcopy((model, script.optimizer))
+    script.student, script.distiller = twin.student, twin.distiller
+    script.steps(3)
+
+
+def test_nothing_is_left_of_the_look():
+    script = Script()
+    script.steps(1)
+    script.steps(1)
+    assert not _global_optimizer_pre_hooks
+    others = [Script(), Script(add=False)]
+    assert len(_global_optimizer_pre_hooks) == 2
+    del others
+    gc.collect()
+    assert not _global_optimizer_pre_hooks
+
+
+def test_an_average_of_the_model_is_not_looked_at():
+    script = Script()
+    ema = torch.optim.swa_utils.AveragedModel(DistillationModel(script.student, script.distiller))
+    script.steps(2)
+    ema.eval()(images())
+    assert not _global_optimizer_pre_hooks
+
+
+def test_no_value_is_read_after_the_first_step(monkeypatch):
+    script = Script()
+    script.steps(2)
+    for name in ("__bool__", "__float__", "item", "norm", "tolist", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a value is read"))
+    script.steps(2)

@@ -1,0 +1,223 @@
+"""One look at how the heads are trained, when an optimizer first steps on their gradients."""
+
+import gc
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .guards import inside_ddp, several_processes
+from .taps import UncopiedHook
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
+
+_MOST_LOOKS = 128  # engines that hide their parameters from us are not asked for ever
+_SAME = 1e-3  # relative; what processes have not averaged differs by percents
+
+_NOT_TRAINED = (
+    "Distiller: expected its heads to be trained with the student; they are in no optimizer. Add: "
+    "optimizer.add_param_group({'params': distiller.parameters()})"
+)
+_SCHEDULER_FIRST = (
+    "Distiller: expected its heads in the optimizer before a scheduler is built on it; a scheduler "
+    "has set up the other groups and not theirs. Build the scheduler after "
+    "optimizer.add_param_group({'params': distiller.parameters()})."
+)
+_NOT_LOADED = (
+    "Distiller: expected the heads that the optimizer's state is of; got new ones beside a state "
+    "that was loaded. Load theirs too: distiller.load_state_dict(checkpoint['distiller']), of what "
+    "distiller.state_dict() was when the checkpoint was saved. To start them anew: "
+    "for p in distiller.parameters(): optimizer.state.pop(p, None)"
+)
+_NOT_AVERAGED = (
+    "Distiller: expected the processes to average the gradients of its heads, as the student's; "
+    "got other ones in each, so that the heads drift apart. Wrap it as the student: loss_fn = "
+    "DistributedDataParallel(distiller), and call that; or prepare both: student, distiller, "
+    "optimizer = accelerator.prepare(student, distiller, optimizer)."
+)
+
+
+class Loaded(UncopiedHook):
+    """Notes whether heads have been loaded, on their own or with a model that they are in."""
+
+    def __init__(self, heads: nn.Module) -> None:
+        self.happened = False
+        heads.register_load_state_dict_post_hook(self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __call__(self, heads: nn.Module, incompatible: Any) -> None:
+        """Called by torch after loading; with strict=False there may have been nothing of them."""
+        own = [name for name, _ in heads.named_parameters()]
+        missing = tuple(incompatible.missing_keys)
+        if not all(any(key.endswith(name) for key in missing) for name in own):
+            self.happened = True
+
+
+class FirstStep:
+    """Looks once whether the heads are trained, and trained rightly; says which line is missing.
+
+    A hook that torch calls before each step of any optimizer sees what matters, whatever loop or
+    wrapper there is. It reads no value of a tensor but in the step that it decides at. In several
+    processes the heads' gradients are compared too: in the distiller's next call, which every
+    process makes, where a step that one of them skips could leave the others waiting.
+
+    Args:
+        distiller: what is looked at. A copy of it is looked at from its first call on.
+        loaded: where it is noted whether the heads were loaded; None if they come trained.
+    """
+
+    def __init__(self, distiller: "Distiller", loaded: Loaded | None) -> None:
+        self._distiller = weakref.ref(distiller)
+        self._loaded = loaded
+        self._shapes: list[torch.Size] = []
+        self._steps: dict[int, int] = {}  # of each optimizer that has the student or the heads
+        self._norms: Tensor | None = None  # of the heads' gradients, at the first step
+        self._calls = self._looks = 0
+        self._decided = self._compared = False
+        self._stop: weakref.finalize[Any, Any] | None = None
+
+    def watch(self) -> None:
+        """Looks at optimizers from now on."""
+        distiller = self._distiller()
+        if distiller is not None:
+            self._shapes = [p.shape for p in distiller.losses.parameters()]
+        hook = register_optimizer_step_pre_hook(_Hook(self))
+        self._stop = weakref.finalize(self, hook.remove)
+
+    def on_call(self) -> None:
+        """Called with the distiller; from the second call on, several processes compare.
+
+        Raises:
+            RuntimeError: if the heads' gradients were not the same in each.
+        """
+        if self._stop is None:
+            self.watch()
+        elif self._decided and self._compared:
+            # Not in the hook itself: torch is going through its hooks then.
+            self._stop()
+        if self._compared:
+            return
+        self._calls += 1
+        if not several_processes() or inside_ddp() or self._calls > _MOST_LOOKS:
+            self._compared = True
+        elif self._calls > 1:
+            self._compare()
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Called before each step of any optimizer.
+
+        Raises:
+            RuntimeError: if the optimizer has a state of heads that were not loaded.
+        """
+        distiller = self._distiller()
+        if distiller is None or (self._decided and self._compared):
+            return
+        heads = {id(p): p for p in distiller.losses.parameters() if p.requires_grad}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        in_use = any(distiller.terms) and any(distiller.weights.values())
+        with_gradients = in_use and any(p.grad is not None for p in heads.values())
+        if heads.keys() & held:
+            self._look_at_heads(optimizer, heads, with_gradients)
+        elif with_gradients and any(id(p) in held for p in distiller.student.parameters()):
+            self._look_at_student(optimizer, heads)
+        else:
+            return
+        self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
+        if with_gradients and not self._compared:
+            self._norms = self._gradient_norms(distiller.losses)
+            self._compared = self._norms is None  # an engine has sharded them, and reduces them
+
+    def _look_at_heads(
+        self, optimizer: Optimizer, heads: Mapping[int, Tensor], with_gradients: bool
+    ) -> None:
+        if self._decided:
+            return
+        self._decided = with_gradients
+        earlier = self._steps.get(id(optimizer), 0)
+        without = [group for group in optimizer.param_groups if "initial_lr" not in group]
+        theirs = any(id(p) in heads for group in without for p in group["params"])
+        if theirs and len(without) < len(optimizer.param_groups) and not earlier:
+            warnings.warn(_SCHEDULER_FIRST, stacklevel=6)  # the scheduler has wrapped the step
+        if (
+            self._loaded is not None
+            and not self._loaded.happened
+            and any(_has_history(optimizer.state.get(p, {}), earlier) for p in heads.values())
+        ):
+            self._decided = False
+            raise RuntimeError(_NOT_LOADED)
+
+    def _look_at_student(self, optimizer: Optimizer, heads: Mapping[int, Tensor]) -> None:
+        self._looks += 1
+        if self._decided or self._looks > _MOST_LOOKS:
+            self._decided = True
+        elif id(optimizer) in self._steps and not _held_by_any_optimizer(heads):
+            # Between two steps of the student's, an optimizer of their own would have stepped; if
+            # it steps more rarely, there is one.
+            self._decided = True
+            warnings.warn(_NOT_TRAINED, stacklevel=5)
+
+    def _gradient_norms(self, heads: nn.Module) -> Tensor | None:
+        """Returns the norm of each head parameter's gradient; None if they are sharded."""
+        parameters = list(heads.parameters())
+        sharded = any(hasattr(p, "placements") for p in parameters)  # DTensor
+        if not parameters or sharded or [p.shape for p in parameters] != self._shapes:
+            return None
+        device = parameters[0].device
+        zero = torch.zeros((), device=device)
+        norms = [zero if p.grad is None else p.grad.detach().float().norm() for p in parameters]
+        return torch.stack([norm.to(device) for norm in norms])
+
+    def _compare(self) -> None:
+        """Compares with the other processes, once all have had a step with gradients."""
+        distiller = self._distiller()
+        own = self._norms
+        if own is None and distiller is not None:
+            own = torch.zeros(len(self._shapes), device=next(distiller.parameters()).device)
+        if own is None:
+            return
+        taken = (own > 0).any().to(own)
+        values = torch.cat([taken[None], own])
+        both = torch.cat([values, -values])
+        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
+        most, least = both[: len(values)], -both[len(values) :]
+        if not least[0]:
+            return
+        self._compared = True
+        if bool(((most - least) > _SAME * most).any()):
+            raise RuntimeError(_NOT_AVERAGED)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FirstStep":
+        """A copy of a distiller has what the heads have learnt, and perhaps the optimizer's."""
+        return FirstStep(memo[id(self._distiller())], None)
+
+
+class _Hook:
+    """Keeps what it calls no longer alive than its distiller does."""
+
+    def __init__(self, first_step: FirstStep) -> None:
+        self.first_step = weakref.ref(first_step)
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        first_step = self.first_step()
+        if first_step is not None and not torch.compiler.is_compiling():
+            first_step.before_step(optimizer)
+
+
+def _has_history(state: dict[str, Any], earlier: int) -> bool:
+    """Whether a parameter's state in an optimizer is of more steps than were taken here."""
+    if "step" in state:
+        return float(state["step"]) > earlier
+    tensors = [x for x in state.values() if isinstance(x, Tensor)]
+    return not earlier and any(bool(x.any()) for x in tensors)
+
+
+def _held_by_any_optimizer(heads: Mapping[int, Tensor]) -> bool:
+    # type(), because isinstance asks an object for its class, which makes a lazy one load.
+    optimizers = [x for x in gc.get_objects() if issubclass(type(x), Optimizer)]
+    groups = [group for x in optimizers for group in getattr(x, "param_groups", ())]
+    return any(id(p) in heads for group in groups for p in group["params"])
