@@ -11,7 +11,7 @@ from .losses.stats import PairDiagnostics, by_metric
 from .pairs import Pair, check_weight
 
 # With Adam: chosen on validation data, by examples/paper/q_fit.py.
-HEAD_LEARNING_RATE = 2e-3
+HEAD_LEARNING_RATE = 5e-3
 
 
 class PairTerms(nn.Module):
