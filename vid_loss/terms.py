@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ._notice import Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
@@ -48,9 +50,11 @@ class PairTerms(nn.Module):
             self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         with undisturbed(self.losses):
-            for name in self.pairs:
-                self._term(name, student_features, teacher_features, mask)
+            for pair, loss in zip(self.pairs.values(), self.losses.values(), strict=True):
+                student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+                pair.term(loss, student, teacher, mask)
         self.terms: dict[str, Tensor] = {}
+        self._notice = Notice()
 
     def weighted(
         self,
@@ -63,29 +67,15 @@ class PairTerms(nn.Module):
         In one process, those of weight 0 are left out. Several reduce the gradients of all heads
         together, and would wait for those that have none.
         """
-        all_of_them = several_processes()
-        terms = {
-            name: self._term(name, student_features, teacher_features, mask)
-            for name, weight in self.weights.items()
-            if weight or all_of_them
-        }
+        terms = {}
+        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
+            if self.weights[name] or several_processes():
+                student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+                terms[name] = pair.term(loss, student, teacher, mask)
         self.terms = {name: term.detach() for name, term in terms.items()}
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._notice.on_call(self)
         return {name: self.weights[name] * term for name, term in terms.items()}
-
-    def _term(
-        self,
-        name: str,
-        student_features: Mapping[str, Tensor],
-        teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
-    ) -> Tensor:
-        pair = self.pairs[name]
-        return pair.term(
-            self.losses[module_key(name)],
-            student_features[pair.student],
-            teacher_features[pair.teacher],
-            mask,
-        )
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training. It is not in the state dict.

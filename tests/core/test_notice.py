@@ -1,0 +1,65 @@
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from vid_loss import Distiller, Pair, VIDLoss
+
+
+def net(width):
+    return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, width))
+
+
+def train(steps, *, head_lr=None, optimized=True, teacher_inputs=None, weight=None, **options):
+    """Trains a toy pair at 5e-5 and returns what was warned of."""
+    torch.manual_seed(0)
+    student, teacher = net(16), net(32)
+    pair = Pair("2", "2", weight, loss=partial(VIDLoss, **options))
+    batch = torch.randn(4, 8)
+    distiller = Distiller(student, teacher, [pair], example=batch, teacher_inputs=teacher_inputs)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
+    if optimized:
+        for group in distiller.parameter_groups(lr=head_lr):
+            optimizer.add_param_group(group)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            batch = torch.randn(32, 8)
+            loss = student(batch).square().mean() + distiller(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return [str(x.message) for x in caught if "next to nothing" in str(x.message)]
+
+
+def test_heads_at_a_fine_tuning_rate_are_noticed_once_with_the_line_to_write():
+    (message,) = train(320)
+    assert "learning rate is 5.0e-05" in message
+    assert "distiller.parameter_groups()" in message
+    assert "2->2 0.0" in message
+
+
+def test_heads_in_no_optimizer_are_noticed():
+    (message,) = train(320, optimized=False)
+    assert "in no optimizer" in message
+
+
+def test_a_teacher_that_sees_other_samples_is_noticed():
+    (message,) = train(320, head_lr=5e-3, teacher_inputs=lambda x: torch.randn_like(x))
+    assert "teacher_inputs=" in message
+
+
+def test_trained_variances_that_contradict_the_residuals_are_named():
+    (message,) = train(320, head_lr=1e-3, variance="trained", init_var=50.0)
+    assert 'variance="running"' in message
+
+
+@pytest.mark.parametrize("options", [{"head_lr": 5e-3}, {"weight": 0.0}])
+def test_nothing_is_said_of_a_transfer_that_works_or_is_off(options):
+    assert train(320, **options) == []
+
+
+def test_nothing_is_said_while_a_schedule_may_still_warm_up():
+    assert train(290) == []

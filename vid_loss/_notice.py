@@ -1,0 +1,120 @@
+"""A warning, once, that a transfer has had no effect so far, with the reason that can be seen."""
+
+import gc
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .losses import VIDLoss
+
+if TYPE_CHECKING:
+    from .terms import PairTerms
+
+_AT_CALL = 300
+_INERT = 0.05  # explained variance below which next to nothing is transferred
+_CONTRADICTED = 1.0  # nats by which a variance may be away from its residuals
+_LOW_RATE = 1e-3  # below it, Adam moves a head by less than its own size in hundreds of steps
+
+
+class Notice:
+    """Looks once, after some hundreds of steps, whether anything is transferred.
+
+    Not before: a schedule may warm up. The numbers are sent to the host at one step and looked at
+    when they have arrived, so that no step waits for a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._sent: _Sent | None = None
+
+    def on_call(self, terms: "PairTerms") -> None:
+        """Called in each training step."""
+        if self._calls > _AT_CALL and self._sent is None:
+            return
+        self._calls += 1
+        if self._calls == _AT_CALL:
+            losses = {k: x for k, x in terms.vid_losses().items() if terms.weights[k]}
+            figures = {name: _figures(loss) for name, loss in losses.items()}
+            if figures:
+                self._sent = _Sent(list(figures), torch.stack(list(figures.values())))
+        if self._sent is not None and self._sent.has_arrived():
+            explained, off = self._sent.values.unbind(1)
+            names, self._sent = self._sent.names, None
+            found = dict(zip(names, explained.tolist(), strict=True))
+            if all(value < _INERT for value in found.values()):
+                warnings.warn(_message(found, float(off.max()), terms), stacklevel=5)
+
+
+class _Sent:
+    """Figures of some pairs, on their way to the host."""
+
+    def __init__(self, names: list[str], values: Tensor) -> None:
+        self.names = names
+        self.values = values
+        self._event: Any = None
+        if values.is_cuda:
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._event.record()
+
+    def has_arrived(self) -> bool:
+        return self._event is None or bool(self._event.query())
+
+
+def _figures(loss: VIDLoss) -> Tensor:
+    """Returns explained variance, and how far variances are from their residuals, ``(2,)``."""
+    stats = loss.stats()
+    if stats is None:
+        return torch.zeros(2)
+    alive = stats.alive.to(stats.var)
+    count = alive.sum().clamp(min=1)
+    explained = 1 - (stats.mean_square * alive).sum() / count
+    off = 0.5 * ((stats.var / stats.mean_square).log().abs() * alive).sum() / count
+    return torch.stack([explained, off])
+
+
+def _message(found: Mapping[str, float], off: float, heads: nn.Module) -> str:
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    start = (
+        f"Distiller: expected the heads to explain some of the teacher's variance after {_AT_CALL} "
+        f"steps; got {figures}, so next to nothing is transferred. "
+    )
+    rates = _learning_rates(heads)
+    if not rates:
+        return start + (
+            "The heads are in no optimizer. Add: for group in distiller.parameter_groups(): "
+            "optimizer.add_param_group(group)"
+        )
+    if max(rates) < _LOW_RATE:
+        return start + (
+            f"The heads' learning rate is {max(rates):.1e}. Give them one of their own, with "
+            "distiller.parameter_groups() in place of {'params': distiller.parameters()}, or "
+            "VIDTrainer(head_learning_rate=5e-3)."
+        )
+    if off > _CONTRADICTED:
+        return start + (
+            "The trained variances are far from the residuals. Use VIDLoss's default, "
+            'variance="running".'
+        )
+    return start + (
+        "The heads are trained, so the student's layer does not tell what the teacher's holds: "
+        "see that both get the same samples (teacher_inputs=), or pair another layer."
+    )
+
+
+def _learning_rates(heads: nn.Module) -> list[float]:
+    """Returns the rates at which optimizers have the heads; the host searches them once."""
+    own = {id(parameter) for parameter in heads.parameters()}
+    # type(), because isinstance asks an object for its class, which makes a lazy one load.
+    optimizers = [x for x in gc.get_objects() if issubclass(type(x), Optimizer)]
+    return [
+        float(group.get("initial_lr", group["lr"]))
+        for optimizer in optimizers
+        for group in getattr(optimizer, "param_groups", ())
+        if any(id(parameter) in own for parameter in group["params"])
+    ]
