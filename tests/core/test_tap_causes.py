@@ -200,13 +200,13 @@ def test_a_layer_that_backward_runs_again_did_not_run_outside():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(2, 2)
+            self.inner = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
 
         def forward(self, x):
             return checkpoint(self.inner, x, use_reentrant=False)
 
     model = Checkpointed()
-    tap = FeatureTap(model, ["inner"], record="training")
+    tap = FeatureTap(model, ["inner.0"], record="training")
     output = model(torch.ones(3, 2))
     tap.collect()
     output.sum().backward()
