@@ -397,3 +397,11 @@ def test_tokens_of_other_lengths_do_not_fit_and_are_not_chosen():
     pairs = match_layers(student, teacher, text, teacher_inputs=shorter)
     assert [pair.student for pair in pairs] == ["classifier:input"]
     Distiller(student, teacher, pairs, example=text, teacher_inputs=shorter)
+
+
+def test_stages_of_another_batch_do_not_fit_and_are_not_chosen():
+    def two_views(images):
+        return torch.cat([images, images.flip(3)])
+
+    with pytest.raises(ValueError, match="fit together; got none"):
+        match_layers(resnet(18), resnet(34), IMAGES, teacher_inputs=two_views)
