@@ -33,12 +33,15 @@ class Twin:
         mean = self._last(mean)
         self.seen.append(target[valid].detach())
         positions = torch.cat(self.seen)
-        var = positions.var(0, correction=0) if len(positions) else torch.ones(target.shape[-1])
+        if not len(positions):  # and so nothing in this batch counts either
+            zeros = 0 * mean.flatten(1).sum(1)
+            return zeros if reduction == "none" else zeros.sum()
+        var = positions.var(0, correction=0)
         alive = var > 1e-12 * positions.mean(0).square()
         # Not 0 where it is not used: 0 / 0 is NaN.
         deviation = torch.where(alive, var, 1).sqrt()
         residual = (target - positions.mean(0)) / deviation - mean
-        self._take(residual[valid].detach().square(), len(positions))
+        self._take(residual[valid].detach().square(), len(positions), alive)
         q_var = torch.where(alive, self.var.clamp(min=self.floor), 1)
         nll = q_var.sqrt().log() + residual.square() / (2 * q_var)
         nll = torch.where(valid.unsqueeze(-1) & alive, nll, 0).flatten(1)
@@ -47,12 +50,13 @@ class Twin:
         samples = nll.sum(1)
         return {"sum": samples.sum(), "batchmean": samples.mean(), "none": samples}[reduction]
 
-    def _take(self, squares: Tensor, total: int) -> None:
+    def _take(self, squares: Tensor, total: int, alive: Tensor) -> None:
         if self.var is None:
             self.var = torch.ones(squares.shape[-1], dtype=torch.float64)
         if len(squares):
             weight = max(len(squares) / total, self.momentum)
-            self.var = self.var + weight * (squares.mean(0) - self.var)
+            moved = self.var + weight * (squares.mean(0) - self.var)
+            self.var = torch.where(alive, moved, self.var)
 
     @staticmethod
     def _last(feature: Tensor) -> Tensor:

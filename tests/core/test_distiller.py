@@ -356,7 +356,7 @@ def test_parameter_groups_keep_variances_norms_and_biases_from_decay():
 
 def test_weight_decay_leaves_the_variance_alone():
     pair = Pair("stage1", "stage1", 0.0, loss=partial(VIDLoss, variance="trained"))
-    student, _, distiller = make([pair])
+    _, _, distiller = make([pair])
     loss = distiller.losses["stage1->stage1"]
     before = loss.variance().clone(), loss.head[0].weight.clone()
     optimizer = torch.optim.SGD(distiller.parameter_groups(weight_decay=0.5), lr=0.1)

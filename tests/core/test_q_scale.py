@@ -196,10 +196,8 @@ def test_the_first_batches_count_equally_and_then_the_newest_for_the_momentum():
         teacher = (1 + step) * torch.randn(8, 2)
         loss(torch.zeros(8, 2), teacher)
         squares.append(teacher.double().square().mean(0))
-        if step < 5:
-            expected = torch.stack(squares).mean(0)
-        else:
-            expected = 0.8 * expected + 0.2 * squares[-1]
+        mean = torch.stack(squares).mean(0)
+        expected = mean if step < 5 else 0.8 * expected + 0.2 * squares[-1]
         torch.testing.assert_close(loss.variance().double(), expected, rtol=1e-5, atol=0)
 
 
