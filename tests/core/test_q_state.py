@@ -119,8 +119,8 @@ def test_an_average_of_weights_carries_the_estimates(use_buffers):
 def test_accumulation_comes_close_to_the_full_batch_once_the_estimates_have_settled(norm):
     """Not exactly: the variances take in each half before its loss, the full batch as a whole.
 
-    A half weighs 1/20 in the running mean, so after 100 batches a channel's variance is off by some
-    percent, and its gradient with it.
+    A half weighs 1/20 in the running mean, so that a channel's variance, and its gradient with it,
+    is off by a twentieth of what two halves differ in; 0.2 % of all gradients here.
     """
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
@@ -145,5 +145,5 @@ def test_accumulation_comes_close_to_the_full_batch_once_the_estimates_have_sett
         return torch.cat([parameter.grad.flatten() for parameter in parameters]), scale
 
     (whole, scale), (halves, scale_of_halves) = gradients(1), gradients(2)
-    assert 0 < (halves - whole).norm() < 0.02 * whole.norm()
+    assert 0 < (halves - whole).norm() < 0.004 * whole.norm()
     torch.testing.assert_close(scale_of_halves, scale)  # here positions count, not batches
