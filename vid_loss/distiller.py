@@ -1,5 +1,6 @@
 """The sum over pairs in the paper's equation (2), for any training loop."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._absent import Absent
 from ._first_step import FirstStep, Loaded
 from .cache import FeatureCache, checked_cache
 from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
-from .taps import FeatureTap, unwrap
+from .taps import Batch, FeatureTap, batch_of, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
 from .terms import PairTerms, pairs_by_name, total
 
@@ -29,8 +31,10 @@ class Distiller(PairTerms):
     At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`.
 
     It owns the heads and the variances, and nothing else: student and teacher are held but not
-    registered, so that they are in neither ``parameters()`` nor ``state_dict()``. ``to()`` moves
-    the teacher along. All parameters exist after construction.
+    registered, so that they are in neither ``parameters()`` nor ``state_dict()``. All parameters
+    exist after construction. Heads and teacher follow a student that moves to another device;
+    ``to()`` moves them at once. In several processes it is wrapped as the student is:
+    ``DistributedDataParallel(distiller)``.
 
     Args:
         student: the model that is trained.
@@ -57,8 +61,8 @@ class Distiller(PairTerms):
 
     Raises:
         TypeError: if pairs, example, a feature or a loss has the wrong type.
-        ValueError: if there is no pair, the teacher is the student, the student is wrapped in DDP
-            or DataParallel, a layer is unknown, or two features do not fit together. No hook is
+        ValueError: if there is no pair, the teacher is the student, the student is in DataParallel
+            on several devices, a layer is unknown, or two features do not fit together. No hook is
             left then.
         RuntimeError: if a layer is not reached by the example, or is changed in place.
     """
@@ -104,6 +108,8 @@ class Distiller(PairTerms):
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
         self.cache = cache
+        here = _device_of(args, kwargs)
+        self._beside = here if {p.device for p in unwrap(teacher).parameters()} == {here} else None
 
     @property
     def student(self) -> nn.Module:
@@ -134,7 +140,8 @@ class Distiller(PairTerms):
 
         Raises:
             RuntimeError: if the student has not run forward in train mode since the last call, or
-                a layer's feature cannot be used.
+                has run on another batch since, or a layer's feature cannot be used. In the second
+                step, if the heads of several processes drift apart.
             TypeError: if a feature is not one floating-point tensor.
             ValueError: if shapes do not fit; the message names the pair.
         """
@@ -161,6 +168,9 @@ class Distiller(PairTerms):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
+        if not torch.compiler.is_compiling():
+            batch = getattr(teacher_features, "batch", None)
+            self._tap.check_batch(batch_of(args, kwargs) if batch is None else batch)
         if teacher_features is None:
             teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
         missing = {pair.teacher for pair in self.pairs.values()} - set(teacher_features)
@@ -192,14 +202,46 @@ class Distiller(PairTerms):
             RuntimeError: if the teacher changes its inputs, or a layer's feature cannot be used.
             TypeError, ValueError: as in :meth:`forward`, and from the cache.
         """
+        if torch.compiler.is_compiling():
+            return self._teacher_features(args, kwargs, sample_index)
+        self._follow(args, kwargs)
+        return _Features(self._teacher_features(args, kwargs, sample_index), batch_of(args, kwargs))
+
+    def _teacher_features(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        sample_index: Tensor | Sequence[int] | None,
+    ) -> dict[str, Tensor]:
         if self.cache is None:
             return self._teacher.features(args, kwargs)
         return self.cache.features(self._teacher, args, kwargs, sample_index)
+
+    def _follow(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Moves a teacher that was where the inputs were to where inputs and student are now."""
+        now = _device_of(args, kwargs)
+        if self._beside is None or now is None or now == self._beside:
+            return
+        first = next(self.student.parameters(), None)
+        if first is not None and first.device == now:
+            self._teacher.move(lambda tensor: tensor.to(now))
+            self._beside = now
 
     def close(self) -> None:
         """Removes every hook from student and teacher. Closing twice is fine."""
         self._tap.close()
         self._teacher.tap.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Has the heads alone: no file gets the teacher, and no other process the hooks."""
+        models = dict.fromkeys(("_tap", "_teacher", "_first_step"), Absent())
+        return {**self.__dict__, **models, "cache": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Distiller":
+        """A copy taps the copy of the student, and the same teacher."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def __enter__(self) -> "Distiller":
         """Returns the distiller, to be closed at the end of the block."""
@@ -214,3 +256,17 @@ class Distiller(PairTerms):
         self._teacher.move(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
+
+
+class _Features(dict[str, Tensor]):
+    """The teacher's features by layer, and the batch that they are of."""
+
+    def __init__(self, features: Mapping[str, Tensor], batch: Batch) -> None:
+        super().__init__(features)
+        self.batch = batch
+
+
+def _device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device | None:
+    tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    first = next(tensors, None)
+    return None if first is None else first.device

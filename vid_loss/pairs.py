@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class Pair:
 
     def term(
         self,
-        loss: nn.Module,
+        loss: Callable[..., Any],
         student_feature: Tensor,
         teacher_feature: Tensor,
         mask: Tensor | None,
@@ -117,7 +118,7 @@ class Pair:
         """Returns the loss of two captured features, unweighted.
 
         Args:
-            loss: what :meth:`build_loss` built.
+            loss: what :meth:`build_loss` built, or calls it.
             student_feature: the student's, as captured.
             teacher_feature: the teacher's, as captured; moved to the student's device.
             mask: ``(N, L)``; reaches the loss if the features are tokens.

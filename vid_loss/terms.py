@@ -1,11 +1,13 @@
 """The losses and lambdas of the pairs: equation (2) of the paper without its models."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._finite import FiniteTeacher
 from ._notice import Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
@@ -41,6 +43,7 @@ class PairTerms(nn.Module):
     ) -> None:
         super().__init__()
         self.pairs = dict(pairs)
+        self._finite = FiniteTeacher(self.pairs)
         self.weights: dict[str, float] = {}
         self.losses = nn.ModuleDict()
         for name, pair in self.pairs.items():
@@ -67,15 +70,39 @@ class PairTerms(nn.Module):
         In one process, those of weight 0 are left out. Several reduce the gradients of all heads
         together, and would wait for those that have none.
         """
-        terms = {}
-        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
-            if self.weights[name] or several_processes():
-                student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-                terms[name] = pair.term(loss, student, teacher, mask)
+        if not torch.compiler.is_compiling():
+            self._finite.look()
+        all_of_them = several_processes()
+        terms = {
+            name: self._term(name, student_features, teacher_features, mask)
+            for name, weight in self.weights.items()
+            if weight or all_of_them
+        }
         self.terms = {name: term.detach() for name, term in terms.items()}
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._notice.on_call(self)
         return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def _term(
+        self,
+        name: str,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        pair, loss = self.pairs[name], self.losses[module_key(name)]
+
+        def of_prepared(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Any:
+            if not torch.compiler.is_compiling():
+                _follow(loss, student.device)
+            return self._finite.term(name, loss, student, teacher, mask)
+
+        return pair.term(
+            of_prepared,
+            student_features[pair.student],
+            teacher_features[pair.teacher],
+            mask,
+        )
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training. It is not in the state dict.
@@ -100,8 +127,9 @@ class PairTerms(nn.Module):
         step.
 
         Raises:
-            RuntimeError: if there was no step yet.
+            RuntimeError: if there was no step yet, or the teacher's feature was not finite.
         """
+        self._finite.wait()
         stats = {name: loss.stats() for name, loss in self.vid_losses().items()}
         found = {name: PairDiagnostics.of(x) for name, x in stats.items() if x is not None}
         if stats and not found:
@@ -188,3 +216,10 @@ def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
 def module_key(name: str) -> str:
     """A pair's name as a module's, which must have no dot."""
     return name.replace(".", "/")
+
+
+def _follow(loss: nn.Module, device: torch.device) -> None:
+    """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
+    first = next(chain(loss.parameters(), loss.buffers()), None)
+    if first is not None and first.device != device:
+        loss.to(device)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._batches import Batches, batch_of
 from ._layers import LayerSpec
 
 Mode = Literal["always", "training", "read"]
@@ -42,6 +43,7 @@ class Recorder:
         passed: why the last forward was not recorded, in words.
         outside: a tapped layer that ran while the model did not.
         captures: the features of the last recorded forward.
+        batches: what the forwards were given that were recorded since features were taken.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -50,6 +52,7 @@ class Recorder:
         self.copied = False
         self.compiled = False
         self.inside = False
+        self.batches = Batches()
         self.clear()
 
     def clear(self) -> None:
@@ -121,7 +124,7 @@ class _Hook(UncopiedHook):
 class Arm(_Hook):
     """Before the model's forward. Only what happens inside one is recorded."""
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Starts recording, unless this forward is not one to record."""
         recorder = self.recorder
         recorder.inside = True
@@ -133,6 +136,8 @@ class Arm(_Hook):
         recorder.clear()
         recorder.armed = True
         recorder.compiled = torch.compiler.is_compiling()
+        if not recorder.compiled and recorder.mode == "training":
+            recorder.batches.add(batch_of(args, kwargs))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """Notes the copy: it may be what is trained from now on, and nothing of it is read."""

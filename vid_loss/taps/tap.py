@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import _causes
+from ._batches import Batch
 from ._hooks import Abandon, Arm, Complete, Disarm, Input, Mode, Output, Recorder, own_forwards
 from ._layers import LayerSpec, find_layer, unwrap
 from ._places import Places
@@ -77,7 +78,7 @@ class FeatureTap:
     def _register(self, modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
         # The order matters when a layer is the model itself: arm, capture, disarm.
         recorder = self._recorder
-        handles = [self.model.register_forward_pre_hook(Arm(recorder))]
+        handles = [self.model.register_forward_pre_hook(Arm(recorder), with_kwargs=True)]
         for spec in self.specs.values():
             module = modules[spec.name]
             if spec.of_input:
@@ -180,6 +181,7 @@ class FeatureTap:
                     raise RuntimeError(_causes.unusable(self.model, self.owner, spec, capture))
         finally:
             recorder.clear()
+            recorder.batches.clear()
         self._complete = True
         return features
 
@@ -200,9 +202,21 @@ class FeatureTap:
         self._places.update()
         return None
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses a batch of an earlier forward than the last, whose features are gone.
+
+        Args:
+            batch: what :func:`~vid_loss.taps.batch_of` returned of the model's inputs.
+
+        Raises:
+            RuntimeError: if it is known to be such.
+        """
+        self._recorder.batches.refuse_passed(batch, self.owner)
+
     def clear(self) -> None:
         """Forgets what was recorded."""
         self._recorder.clear()
+        self._recorder.batches.clear()
 
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
