@@ -12,6 +12,7 @@ from _asserts import assert_same_state, state_of
 from _models import TokenNet, cnn_pair, images
 from torch import nn
 
+import vid_loss
 from vid_loss import DistillationModel, Distiller, FitNetLoss, KDLoss, Pair, _finite
 
 PAIRS = {"stage1": "stage1", "stage2": "stage2"}
@@ -27,11 +28,21 @@ def devices(model):
     return {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
 
 
+class TorchWithoutAutocast:
+    """Autocast does not know the meta device. Not patched in torch itself: dynamo keeps lists."""
+
+    is_autocast_enabled = staticmethod(lambda _: False)
+    autocast = staticmethod(lambda *_, **__: nullcontext())
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """The meta device stands for one: nothing can be computed with a tensor of each."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # which it does not know
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    for module in (vid_loss.teacher, vid_loss.losses._base, vid_loss.losses.vid):
+        monkeypatch.setattr(module, "torch", TorchWithoutAutocast())
 
 
 @pytest.mark.usefixtures("gpu")

@@ -28,7 +28,7 @@ class Batches:
         self._forwards.clear()
 
     def refuse_passed(self, batch: Batch, owner: str) -> None:
-        """Refuses a batch of which a tensor was given to a forward before the last, not to the last.
+        """Refuses a batch with a tensor that a forward before the last was given, and not the last.
 
         Tensors that were given to none, such as those of other inputs for the teacher, tell
         nothing.
