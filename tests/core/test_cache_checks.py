@@ -60,6 +60,15 @@ def test_a_teacher_that_changes_during_the_run_is_refused(tmp_path, change):
         distiller(images(), sample_index=torch.arange(8))
 
 
+def test_an_ema_teacher_is_noticed_before_it_differs_by_much(tmp_path):
+    cache, teacher = FeatureCache(tmp_path), Plain()
+    for _ in range(2):
+        ask(cache, teacher, tokens(), range(4))
+    teacher.out.weight.data.mul_(1 + 1e-6)  # which torch does not count as a change
+    with pytest.raises(ValueError, match="expected the teacher .* it has changed since"):
+        ask_often(64, cache, teacher, tokens(), range(4))
+
+
 def test_a_teacher_that_counts_its_forwards_or_was_loaded_in_inference_mode_is_served(
     uncounted, tmp_path
 ):

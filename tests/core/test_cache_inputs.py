@@ -92,3 +92,11 @@ def test_one_sample_of_many_that_changes_is_noticed_in_some_epochs(tmp_path):
     x[9] += 1e-6
     with pytest.raises(ValueError, match="sample 9: expected the inputs"):
         ask_often(100, cache, teacher, x, range(32))
+
+
+def test_a_teacher_that_changes_its_inputs_is_named(tmp_path):
+    teacher = Plain()
+    embed = teacher.embed.forward
+    teacher.embed.forward = lambda x: embed(x.mul_(2))
+    with pytest.raises(RuntimeError, match=r"Distiller, teacher: expected its inputs as they were"):
+        ask(FeatureCache(tmp_path), teacher, tokens(), range(4))

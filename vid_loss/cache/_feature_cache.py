@@ -168,7 +168,7 @@ class FeatureCache:
         self, shards: Shards, teacher: Teacher, batch: Batch, new: list[int]
     ) -> tuple[Rows, Batch]:
         """Runs the teacher on the rows of a batch that are new."""
-        features = teacher.run(*teacher.arguments(*batch.rows(new)))
+        features = teacher.features(*batch.rows(new))
         kept = {
             layer: self._rounding.rounded(layer, x, len(new), shards.row_shape(_FEATURE + layer))
             for layer, x in features.items()

@@ -40,7 +40,7 @@ def proven(
     tolerance, wrong = _tolerance(teacher), ""
     for reading in batch.readings(settled):
         try:
-            features = teacher.run(*teacher.arguments(*reading.rows(rows)))
+            features = teacher.features(*reading.rows(rows))
         except Exception as error:  # a wrong reading may end in any
             wrong = wrong or f"{type(error).__name__}: {error}"
             continue
