@@ -3,7 +3,8 @@
     PYTHONPATH=tests/integrations python tests/benchmarks/kill_loop.py --kills 100
 
 Every second kill is at a random moment, the others come while a checkpoint is being written. A run
-that has two checkpoints by then is left with the last of them damaged. All ends are compared to the bit.
+that has two checkpoints by then is left with the last of them damaged. All ends are compared to
+the bit.
 """
 
 import argparse
