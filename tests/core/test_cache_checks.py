@@ -65,7 +65,7 @@ def test_an_ema_teacher_is_noticed_before_it_differs_by_much(tmp_path):
     for _ in range(2):
         ask(cache, teacher, tokens(), range(4))
     teacher.out.weight.data.mul_(1 + 1e-6)  # which torch does not count as a change
-    with pytest.raises(ValueError, match="expected the teacher .* it has changed since"):
+    with pytest.raises(ValueError, match=r"expected the teacher .* it has changed since"):
         ask_often(64, cache, teacher, tokens(), range(4))
 
 
