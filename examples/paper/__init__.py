@@ -6,5 +6,6 @@
   ``weights``: trained weights, from a file or published.
 - ``datasets/``: reading data sets, splitting them, loading batches.
 - ``tables/``: whole tables for ``tables.py``, from the runs that they have to the report.
+- ``q_fit/``: how well q(t|s) is fitted, whatever optimizer, precision and teacher there are.
 - ``results/``: what the runs of this repository's tables came to.
 """

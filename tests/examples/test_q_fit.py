@@ -8,13 +8,14 @@ pytest.importorskip("sklearn", reason="needs the examples extra")
 pytest.importorskip("matplotlib", reason="needs the examples extra")
 pytest.importorskip("tqdm", reason="needs the examples extra")
 
-from paper.package_texts import SECTIONS, read_texts
-from paper.q_fit import main, read_lines
-from paper.q_report import table
-from paper.q_runs import SETTINGS, Run, head_groups, least_from_50, milestones
+from paper.datasets.package_texts import SECTIONS, read_texts
+from paper.q_fit.program import main, read_lines
+from paper.q_fit.report import table
+from paper.q_fit.runs import SETTINGS, Run, head_groups, least_from_50, milestones
 from torch import nn
 
 from vid_loss import Distiller, __version__
+from vid_loss.terms import HEAD_LEARNING_RATE
 
 SETTING_NAMES = ("adamw-1e-3", "bfloat16")
 MINIATURE = ("--tasks", "digits", "--settings", *SETTING_NAMES, "--seeds", "3", "--steps", "55")
@@ -131,7 +132,7 @@ def test_the_least_nats_are_unknown_if_a_step_had_none():
     assert row["least nats from step 50, 0.2.0"] == "nan"
 
 
-@pytest.mark.parametrize("rate", [None, 0.125])
+@pytest.mark.parametrize("rate", [None, "student", 0.125])
 def test_all_parameters_of_the_heads_are_trained_at_the_rate_asked_for(rate):
     student, teacher = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
     distiller = Distiller(student, teacher, {"0": "0"}, example=student[0].weight.detach())
@@ -141,8 +142,8 @@ def test_all_parameters_of_the_heads_are_trained_at_the_rate_asked_for(rate):
     groups = optimizer.param_groups[1:]
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for p in distiller.parameters()}
-    if rate is not None:
-        assert {group["lr"] for group in groups} == {rate}
+    expected = {None: HEAD_LEARNING_RATE, "student": optimizer.param_groups[0]["lr"]}
+    assert {group["lr"] for group in groups} == {expected.get(rate, rate)}
 
 
 def test_texts_are_unique_descriptions_of_the_sections_and_stay_as_they_were(tmp_path):

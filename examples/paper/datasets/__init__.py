@@ -4,6 +4,7 @@
   them, cropped and normalized; ``archives``: fetching and unpacking.
 - ``small_images``: CIFAR, Fashion-MNIST, MNIST and digits in memory; ``small_image_loaders``:
   batches of them, made on the device; ``idx_files``: the format of both MNISTs.
+- ``package_texts``: short texts with a class, descriptions of Debian's packages.
 - ``splits``: N images per class, a fifth of them for validation; ``loaders``: what both kinds of
   images end in.
 """

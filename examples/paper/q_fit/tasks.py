@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .models import build_model
-from .package_texts import SECTIONS, packaged_minilm, read_texts
-from .pixel_batches import Batches
-from .small_images import read_small_images
+from paper.datasets.package_texts import SECTIONS, packaged_minilm, read_texts
+from paper.datasets.small_image_loaders import Batches
+from paper.datasets.small_images import read_small_images
+from paper.models import build_model
 
 Inputs = Mapping[str, Tensor]  # keyword arguments of the student and of the teacher
 _VALIDATION_IMAGES = 2000

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import SGD, AdamW, Optimizer
@@ -18,10 +18,11 @@ import vid_loss
 from vid_loss import Distiller, Pair, VIDLoss
 from vid_loss.subsets import images_per_class
 
-from .q_tasks import Places
-from .q_training import accuracy, inputs_of, load_task, train, trained_teacher, training_labels
+from .tasks import Places
+from .training import accuracy, inputs_of, load_task, train, trained_teacher, training_labels
 
 Record = dict[str, Any]  # a line
+HeadRate = float | Literal["student"] | None
 Observed = dict[str, list[float]]  # by pair, one number per step
 _FROM = 50  # the step from which nats should be above 0
 _AT = (_FROM, 100, 300)  # what is reported beside the end
@@ -50,10 +51,11 @@ class Run:
     """What is run.
 
     Args:
-        task: one of :data:`~paper.q_tasks.TASKS`.
+        task: one of :data:`~paper.q_fit.tasks.TASKS`.
         setting: one of :data:`SETTINGS`.
         seed: of the samples drawn, the student, the heads and the order.
-        head_lr: learning rate of heads and variances; None is the library's default.
+        head_lr: learning rate of heads and variances; ``"student"`` is the student's, None what
+            this version of the library documents.
         weight: lambda; None is the library's default.
         options: of ``VIDLoss``.
         steps: in place of the task's.
@@ -63,7 +65,7 @@ class Run:
     task: str
     setting: str
     seed: int
-    head_lr: float | None = None
+    head_lr: HeadRate = None
     weight: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
@@ -136,17 +138,18 @@ def do(run: Run, places: Places) -> Record:
     }
 
 
-def head_groups(distiller: Distiller, lr: float | None) -> list[dict[str, Any]]:
-    """Returns the optimizer's groups as this version of the library documents it.
+def head_groups(distiller: Distiller, lr: HeadRate) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups of heads and variances.
 
     Args:
         distiller: whose heads.
-        lr: None is the version's default, in 0.1.0 the student's rate.
+        lr: as in :class:`Run`; in 0.1.0 the documented rate is the student's.
     """
-    rate = {} if lr is None else {"lr": lr}
-    if "lr" in inspect.signature(distiller.parameter_groups).parameters:
-        return distiller.parameter_groups(**rate)
-    return [{"params": distiller.parameters(), **rate}]
+    if "lr" not in inspect.signature(distiller.parameter_groups).parameters:  # 0.1.0
+        return [{"params": distiller.parameters(), **({"lr": lr} if isinstance(lr, float) else {})}]
+    if lr is None:
+        return distiller.parameter_groups()
+    return distiller.parameter_groups(lr=None if lr == "student" else lr)
 
 
 def _loss(

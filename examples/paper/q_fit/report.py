@@ -78,7 +78,8 @@ def _nan_first(value: float) -> float:
 
 
 def _heads(record: Record) -> str:
-    rate = "default" if record["head_lr"] is None else f"rate {record['head_lr']:g}"
+    lr = record["head_lr"]
+    rate = "default" if lr is None else f"rate {lr:g}" if isinstance(lr, float) else f"{lr}'s rate"
     weight = [] if record["lambda"] is None else [f"lambda {record['lambda']:g}"]
     return ", ".join([rate, *weight, *(f"{k}={v}" for k, v in sorted(record["options"].items()))])
 

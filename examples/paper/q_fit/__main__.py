@@ -1,0 +1,5 @@
+"""Runs the program."""
+
+from .program import main
+
+main()
