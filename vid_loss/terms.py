@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ._finite import FiniteTeacher
 from ._notice import Notice
@@ -14,7 +15,7 @@ from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
 from .pairs import Pair, check_weight
 
-# With Adam: chosen on validation data, by examples/paper/q_fit.py.
+# Chosen on validation data, by examples/paper/q_fit.
 HEAD_LEARNING_RATE = 5e-3
 
 
@@ -148,24 +149,32 @@ class PairTerms(nn.Module):
         return by_metric(self.diagnostics()) if seen else {}
 
     def parameter_groups(
-        self, *, lr: float | None = HEAD_LEARNING_RATE, weight_decay: float = 0.0
+        self,
+        optimizer: Optimizer | None = None,
+        *,
+        lr: float | Literal["auto"] | None = "auto",
+        weight_decay: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Returns the heads' parameters in groups for an optimizer, with a rate of their own.
 
-        A student that is fine-tuned at 5e-5 keeps what it knows; a head starts at random, and at
-        that rate would not be fitted in thousands of steps::
+        A student that is fine-tuned with Adam at 5e-5 keeps what it knows; a head starts at random,
+        and at that rate would not be fitted in thousands of steps::
 
-            for group in distiller.parameter_groups():
+            for group in distiller.parameter_groups(optimizer):
                 optimizer.add_param_group(group)
 
         Args:
-            lr: their learning rate; the default is for Adam and its relatives. None leaves it to
-                the optimizer, which suits SGD at the rates of training from scratch.
+            optimizer: what they are for; None if it is yet to be built.
+            lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
+                ``HEAD_LEARNING_RATE``, which is for Adam, without one. None leaves it to the
+                optimizer.
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
         Returns:
             One group, or two if there is a decay.
         """
+        if lr == "auto":
+            lr = HEAD_LEARNING_RATE if optimizer is None else head_learning_rate(optimizer)
         rate = {} if lr is None else {"lr": lr}
         parameters = list(self.parameters())
         if not weight_decay:
@@ -174,6 +183,22 @@ class PairTerms(nn.Module):
         others = [p for p in parameters if p.ndim <= 1]
         groups = ((decayed, weight_decay), (others, 0.0))
         return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
+
+
+def head_learning_rate(optimizer: Optimizer, lr: float | None = None) -> float:
+    """Returns the rate at which heads are fitted beside a student, whatever the student's is.
+
+    Adam and its relatives move a weight by the rate itself, however large the gradient is: their
+    heads have ``HEAD_LEARNING_RATE`` at least. For others it is the student's.
+
+    Args:
+        optimizer: the student's.
+        lr: its rate; that of its first group if None.
+    """
+    rate = float(optimizer.param_groups[0]["lr"]) if lr is None else lr
+    # By name, because most of them are in other libraries and share no class.
+    is_adam = "adam" in type(optimizer).__name__.lower()
+    return max(rate, HEAD_LEARNING_RATE) if is_adam else rate
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from transformers import Trainer
 
 from vid_loss.distiller import Distiller
 from vid_loss.guards import holds_all
-from vid_loss.terms import HEAD_LEARNING_RATE
+from vid_loss.terms import head_learning_rate
 
 
 def give_heads_groups(
@@ -18,12 +18,9 @@ def give_heads_groups(
     Args:
         optimizer: holds the heads among other parameters, or nothing of them.
         distiller: has the heads.
-        learning_rate: theirs. None raises the group's to ``HEAD_LEARNING_RATE`` in an Adam, which
-            steps by the learning rate however large the gradient is, and keeps it elsewhere.
+        learning_rate: theirs; :func:`~vid_loss.terms.head_learning_rate` if None.
     """
     heads = {id(parameter) for parameter in distiller.parameters()}
-    # By name, because most of them are in other libraries and share no class.
-    is_adam = "adam" in type(optimizer).__name__.lower()
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in heads]
         if not moved:
@@ -31,7 +28,7 @@ def give_heads_groups(
         group["params"] = [p for p in group["params"] if id(p) not in heads]
         rate = learning_rate
         if rate is None:
-            rate = max(group["lr"], HEAD_LEARNING_RATE) if is_adam else group["lr"]
+            rate = head_learning_rate(optimizer, group["lr"])
         optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 

@@ -381,6 +381,23 @@ def test_parameter_groups_have_a_rate_of_their_own():
     assert all("lr" not in g for g in distiller.parameter_groups(lr=None, weight_decay=0.1))
 
 
+@pytest.mark.parametrize(
+    ("kind", "rate", "expected"),
+    [
+        (torch.optim.AdamW, 5e-5, HEAD_LEARNING_RATE),
+        (torch.optim.NAdam, 5e-5, HEAD_LEARNING_RATE),
+        (torch.optim.Adam, 0.5, 0.5),
+        (torch.optim.SGD, 0.1, 0.1),
+        (torch.optim.SGD, 1e-3, 1e-3),
+    ],
+)
+def test_beside_adam_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
+    _, _, distiller = make()
+    optimizer = kind(nn.Linear(1, 1).parameters(), lr=rate)
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer, lr=0.3)] == [0.3]
+
+
 def test_a_pair_without_parameters_gives_no_empty_group():
     _, _, distiller = make([Pair("fc", "fc", loss=KDLoss())])
     assert distiller.parameter_groups(weight_decay=0.1) == []

@@ -37,7 +37,7 @@ def train(steps, *, head_lr=None, optimized=True, teacher_inputs=None, weight=No
 def test_heads_at_a_fine_tuning_rate_are_noticed_once_with_the_line_to_write():
     (message,) = train(320)
     assert "learning rate is 5.0e-05" in message
-    assert "distiller.parameter_groups()" in message
+    assert "distiller.parameter_groups(optimizer)" in message
     assert "2->2 0.0" in message
 
 
@@ -52,7 +52,7 @@ def test_a_teacher_that_sees_other_samples_is_noticed():
 
 
 def test_trained_variances_that_contradict_the_residuals_are_named():
-    (message,) = train(320, head_lr=1e-3, variance="trained", init_var=50.0)
+    (message,) = train(320, head_lr=1e-3, variance="trained", init_var=1e4)
     assert 'variance="running"' in message
 
 

@@ -116,7 +116,7 @@ def do(run: Run, places: Places) -> Record:
     example = inputs_of(task, samples[: task.batch_size], setting.dtype)
     distiller = Distiller(student, teacher, pairs, example=example).to(setting.dtype)
     optimizer = setting.optimizer(student.parameters())
-    for group in head_groups(distiller, run.head_lr):
+    for group in head_groups(distiller, optimizer, run.head_lr):
         optimizer.add_param_group(group)
     steps = run.steps or task.steps
     seen = [
@@ -138,17 +138,18 @@ def do(run: Run, places: Places) -> Record:
     }
 
 
-def head_groups(distiller: Distiller, lr: HeadRate) -> list[dict[str, Any]]:
+def head_groups(distiller: Distiller, optimizer: Optimizer, lr: HeadRate) -> list[dict[str, Any]]:
     """Returns the optimizer's groups of heads and variances.
 
     Args:
         distiller: whose heads.
+        optimizer: the student's.
         lr: as in :class:`Run`; in 0.1.0 the documented rate is the student's.
     """
     if "lr" not in inspect.signature(distiller.parameter_groups).parameters:  # 0.1.0
         return [{"params": distiller.parameters(), **({"lr": lr} if isinstance(lr, float) else {})}]
     if lr is None:
-        return distiller.parameter_groups()
+        return distiller.parameter_groups(optimizer)
     return distiller.parameter_groups(lr=None if lr == "student" else lr)
 
 
