@@ -100,12 +100,13 @@ class FirstStep:
         elif self._decided and self._compared:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
-        if self._compared:
+        if self._compared or not self._weighs():
             return
         self._calls += 1
         if not several_processes() or inside_ddp() or self._calls > _MOST_LOOKS:
             self._compared = True
-        elif self._calls > 1:
+        elif self._calls > 1 and not (self._calls - 1) & (self._calls - 2):
+            # In calls 2, 3, 5, 9, 17, ...: a step may take many, when gradients are accumulated.
             self._compare()
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -115,11 +116,12 @@ class FirstStep:
             RuntimeError: if the optimizer has a state of heads that were not loaded.
         """
         distiller = self._distiller()
-        if distiller is None or (self._decided and self._compared):
+        compares = bool(self._calls) and not self._compared
+        if distiller is None or (self._decided and not compares):
             return
         heads = {id(p): p for p in distiller.losses.parameters() if p.requires_grad}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        in_use = any(distiller.terms) and any(distiller.weights.values())
+        in_use = bool(distiller.terms) and self._weighs()
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
         if heads.keys() & held:
             self._look_at_heads(optimizer, heads, with_gradients)
@@ -128,9 +130,13 @@ class FirstStep:
         else:
             return
         self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
-        if with_gradients and not self._compared:
+        if with_gradients and compares:
             self._norms = self._gradient_norms(distiller.losses)
             self._compared = self._norms is None  # an engine has sharded them, and reduces them
+
+    def _weighs(self) -> bool:
+        distiller = self._distiller()
+        return distiller is not None and any(distiller.weights.values())
 
     def _look_at_heads(
         self, optimizer: Optimizer, heads: Mapping[int, Tensor], with_gradients: bool

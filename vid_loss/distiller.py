@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ._absent import Absent
+from ._features import Features, device_of
 from ._first_step import FirstStep, Loaded
 from .cache import FeatureCache, checked_cache
 from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
-from .taps import Batch, FeatureTap, batch_of, unwrap
+from .taps import FeatureTap, batch_of, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
 from .terms import PairTerms, pairs_by_name, total
 
@@ -108,7 +109,7 @@ class Distiller(PairTerms):
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
         self.cache = cache
-        here = _device_of(args, kwargs)
+        here = device_of(args, kwargs)
         self._beside = here if {p.device for p in unwrap(teacher).parameters()} == {here} else None
 
     @property
@@ -202,24 +203,17 @@ class Distiller(PairTerms):
             RuntimeError: if the teacher changes its inputs, or a layer's feature cannot be used.
             TypeError, ValueError: as in :meth:`forward`, and from the cache.
         """
-        if torch.compiler.is_compiling():
-            return self._teacher_features(args, kwargs, sample_index)
-        self._follow(args, kwargs)
-        return _Features(self._teacher_features(args, kwargs, sample_index), batch_of(args, kwargs))
-
-    def _teacher_features(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        sample_index: Tensor | Sequence[int] | None,
-    ) -> dict[str, Tensor]:
+        if not torch.compiler.is_compiling():
+            self._follow(args, kwargs)
         if self.cache is None:
-            return self._teacher.features(args, kwargs)
-        return self.cache.features(self._teacher, args, kwargs, sample_index)
+            features = self._teacher.features(args, kwargs)
+        else:
+            features = self.cache.features(self._teacher, args, kwargs, sample_index)
+        return features if torch.compiler.is_compiling() else Features(features, args, kwargs)
 
     def _follow(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Moves a teacher that was where the inputs were to where inputs and student are now."""
-        now = _device_of(args, kwargs)
+        now = device_of(args, kwargs)
         if self._beside is None or now is None or now == self._beside:
             return
         first = next(self.student.parameters(), None)
@@ -256,17 +250,3 @@ class Distiller(PairTerms):
         self._teacher.move(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
-
-
-class _Features(dict[str, Tensor]):
-    """The teacher's features by layer, and the batch that they are of."""
-
-    def __init__(self, features: Mapping[str, Tensor], batch: Batch) -> None:
-        super().__init__(features)
-        self.batch = batch
-
-
-def _device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device | None:
-    tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-    first = next(tensors, None)
-    return None if first is None else first.device

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss, _finite
+from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss, _finite, _first_step
 
 PAIRS = {"stage1": "stage1", "stage2": "stage2"}
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -260,3 +260,39 @@ def test_no_value_is_read_after_the_first_step(monkeypatch):
     for name in ("__bool__", "__float__", "item", "norm", "tolist", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a value is read"))
     script.steps(2)
+
+
+def test_an_adapter_that_does_not_call_the_distiller_pays_for_no_comparison(monkeypatch):
+    """It asks for the terms inside the student's forward, in several processes."""
+    monkeypatch.setattr(_first_step, "several_processes", lambda: True)
+    script = Script()
+    for _ in range(3):
+        script.student(images())
+        sum(script.distiller.weighted_terms(images()).values()).backward()
+        script.optimizer.step()
+        monkeypatch.setattr(torch.Tensor, "norm", lambda *_: pytest.fail("a norm is taken"))
+
+
+def test_processes_compare_in_few_calls_while_gradients_are_accumulated(monkeypatch):
+    calls, number = [], 0
+    monkeypatch.setattr(_first_step, "several_processes", lambda: True)
+    script = Script()
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda *_, **__: calls.append(number), raising=False
+    )
+    for name in script.distiller.pairs:
+        script.distiller.set_weight(name, 0.0)
+    for _ in range(5):
+        script.student(images())
+        script.distiller(images())
+    script.distiller.set_weight("stage1->stage1", 1.0)
+    for _ in range(12):
+        number += 1
+        script.student(images())
+        script.distiller(images()).backward()
+    script.optimizer.step()
+    for _ in range(27):
+        number += 1
+        script.student(images())
+        script.distiller(images())
+    assert calls == [2, 3, 5, 9, 17]

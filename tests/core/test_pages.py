@@ -121,10 +121,20 @@ def script_for(block, folder):
     return distilling_script(folder) if uses and not makes else plain_script(folder)
 
 
+@pytest.fixture
+def one_process_group(tmp_path):
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("block", CODE, ids=str)
-def test_block_runs(block, tmp_path, monkeypatch):
+def test_block_runs(block, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    if "DistributedDataParallel" in block.code:
+        request.getfixturevalue("one_process_group")
     script = script_for(block, tmp_path)
     before = {name: p.clone() for name, p in script["student"].named_parameters()}
     exec(compile(runnable(block), str(block), "exec"), script)

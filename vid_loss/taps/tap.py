@@ -203,13 +203,10 @@ class FeatureTap:
         return None
 
     def check_batch(self, batch: Batch) -> None:
-        """Refuses a batch of an earlier forward than the last, whose features are gone.
-
-        Args:
-            batch: what :func:`~vid_loss.taps.batch_of` returned of the model's inputs.
+        """Refuses a batch, as ``batch_of`` tells them, of a forward before the last.
 
         Raises:
-            RuntimeError: if it is known to be such.
+            RuntimeError: if it is known to be such: its features are gone.
         """
         self._recorder.batches.refuse_passed(batch, self.owner)
 
