@@ -87,14 +87,14 @@ def _message(found: Mapping[str, float], off: float, heads: nn.Module) -> str:
     rates = _learning_rates(heads)
     if not rates:
         return start + (
-            "The heads are in no optimizer. Add: for group in distiller.parameter_groups(optimizer): "
-            "optimizer.add_param_group(group)"
+            "The heads are in no optimizer. Add: for group in "
+            "distiller.parameter_groups(optimizer): optimizer.add_param_group(group)"
         )
     if max(rates) < _LOW_RATE:
         return start + (
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own, with "
-            "distiller.parameter_groups(optimizer) in place of {'params': distiller.parameters()}, or "
-            "VIDTrainer(head_learning_rate=5e-3)."
+            "distiller.parameter_groups(optimizer) in place of {'params': distiller.parameters()}, "
+            "or VIDTrainer(head_learning_rate=5e-3)."
         )
     if off > _CONTRADICTED:
         return start + (
