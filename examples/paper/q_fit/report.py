@@ -20,8 +20,10 @@ _OF_BEST = "explained variance / best head rate's"
 _CAPTION = """\
 Validation data; mean ± standard deviation over the seeds. Explained variance and nats per element
 are means of the last 10 steps and of the pairs; the least nats are those of the worst pair in the
-worst step, from step 50 on. Made by `python -m paper.q_fit run` in `examples/`, with `--head-lr`,
-`--lambda` and `--option` where the column 'heads' names them."""
+worst step, from step 50 on. They are what each version's own diagnostics say: 0.1.0's of one batch,
+with explained variance weighted by the channels' variances; later ones' of the last batches, with
+all channels equal. Made by `python -m paper.q_fit run` in `examples/`, with `--head-lr`, `--lambda`
+and `--option` where the column 'heads' names them."""
 
 
 def table(records: Sequence[Record]) -> str:
