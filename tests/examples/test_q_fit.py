@@ -43,7 +43,7 @@ def line(version: str, seed: int, accuracy: float, explained: float, **changes) 
 
 def cells(text: str) -> list[dict[str, str]]:
     rows = [
-        [x.strip() for x in row.strip("|").split("|")] for row in text.split("\n\n")[0].split("\n")
+        [x.strip() for x in row.strip("|").split("|")] for row in text.split("\n\n")[1].split("\n")
     ]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 

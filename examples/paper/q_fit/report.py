@@ -27,7 +27,7 @@ and `--option` where the column 'heads' names them."""
 
 
 def table(records: Sequence[Record]) -> str:
-    """Formats mean and standard deviation over the seeds as a Markdown table.
+    """Formats mean and standard deviation over the seeds as a Markdown page.
 
     Of each version, the revision that comes last counts.
 
@@ -50,7 +50,10 @@ def table(records: Sequence[Record]) -> str:
         values = [_value(metric, version, cell, cells) for metric, version in columns]
         lines.append(_line([*cell, seeds, *values]))
     revisions = "; ".join(f"{version}: {revision}" for version, revision in last.items())
-    return "\n".join([*lines, "", _CAPTION, "", f"Revisions of the library: {revisions}."])
+    title = "# How well q(t|s) is fitted"
+    return "\n".join(
+        [title, "", *lines, "", _CAPTION, "", f"Revisions of the library: {revisions}."]
+    )
 
 
 def _value(metric: str, version: str, cell: Cell, cells: Cells) -> str:
