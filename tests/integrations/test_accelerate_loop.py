@@ -231,7 +231,7 @@ def test_a_cache_serves_the_teachers_features_and_changes_nothing(accelerator, t
         teacher.register_forward_pre_hook(
             lambda _, args, cached=bool(cache): runs.append((cached, len(args[0])))
         )
-        pairs, example = [Pair("2:input", "2", loss=loss)], torch.zeros(1, 6)
+        pairs, example = [Pair("2:input", "2")], torch.zeros(1, 6)
         distiller = Distiller(student, teacher, pairs, example=example, cache=cache)
         optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.1)
         samples = loader(32).dataset
