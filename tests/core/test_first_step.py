@@ -106,8 +106,9 @@ def test_a_student_without_an_optimizer_that_we_know():
     script.steps(4)
 
 
-def test_a_closure_and_a_gradient_scaler():
-    script = Script(AdamW)
+@pytest.mark.parametrize(("optimizer", "options"), [(AdamW, {}), (SGD, {"momentum": 0.9})])
+def test_a_closure_makes_gradients_after_the_look(optimizer, options):
+    script = Script(optimizer, **options)
 
     def closure():
         script.optimizer.zero_grad()
@@ -117,6 +118,9 @@ def test_a_closure_and_a_gradient_scaler():
 
     for _ in range(3):
         script.optimizer.step(closure)
+
+
+def test_a_gradient_scaler_whose_first_steps_are_skipped():
     scaled, scaler = Script(AdamW), torch.amp.GradScaler("cpu", init_scale=2.0**40)
     for _ in range(60):  # the first ones overflow
         with torch.autocast("cpu", dtype=torch.float16):
@@ -231,6 +235,11 @@ def test_a_copy_that_is_trained_with_a_copy_of_the_optimizer():
     twin, script.optimizer = copy.deepcopy((model, script.optimizer))
     script.student, script.distiller = twin.student, twin.distiller
     script.steps(3)
+    script.distiller = copy.deepcopy(twin).distiller  # looked at as well
+    script.student = script.distiller.student
+    script.optimizer = SGD(script.student.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match="in no optimizer"):
+        script.steps(2)
 
 
 def test_nothing_is_left_of_the_look():
@@ -265,12 +274,12 @@ def test_no_value_is_read_after_the_first_step(monkeypatch):
 def test_an_adapter_that_does_not_call_the_distiller_pays_for_no_comparison(monkeypatch):
     """It asks for the terms inside the student's forward, in several processes."""
     monkeypatch.setattr(_first_step, "several_processes", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "norm", lambda *_: pytest.fail("a norm is taken"))
     script = Script()
     for _ in range(3):
         script.student(images())
         sum(script.distiller.weighted_terms(images()).values()).backward()
         script.optimizer.step()
-        monkeypatch.setattr(torch.Tensor, "norm", lambda *_: pytest.fail("a norm is taken"))
 
 
 def test_processes_compare_in_few_calls_while_gradients_are_accumulated(monkeypatch):

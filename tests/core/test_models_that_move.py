@@ -105,6 +105,13 @@ def crossed_by_an_adversarial_batch(student, distiller):
     return distiller(A)
 
 
+def crossed_with_the_last_step(student, distiller):
+    student(A)
+    distiller(A)
+    student(B)
+    return distiller(A)
+
+
 def crossed_at_another_size(student, distiller):
     student(A[:4])
     student(B)
@@ -119,6 +126,7 @@ def crossed_at_another_size(student, distiller):
         crossed_teacher_first,
         crossed_by_an_adversarial_batch,
         crossed_at_another_size,
+        crossed_with_the_last_step,
     ],
 )
 def test_the_batch_of_a_forward_before_the_last_is_refused(step):
@@ -148,6 +156,13 @@ def in_turn(student, distiller):
     return distiller(A)
 
 
+def a_clone_on_purpose(student, distiller):
+    student(A.clone())
+    student(B)
+    student(A)
+    return distiller(A.clone())
+
+
 def unrecorded_between(student, distiller):
     student(A)
     with torch.no_grad():
@@ -166,7 +181,14 @@ def teacher_on_both_first(student, distiller):
 
 @pytest.mark.parametrize(
     "step",
-    [other_batch_first, same_batch_twice, in_turn, unrecorded_between, teacher_on_both_first],
+    [
+        a_clone_on_purpose,
+        other_batch_first,
+        same_batch_twice,
+        in_turn,
+        unrecorded_between,
+        teacher_on_both_first,
+    ],
 )
 def test_several_forwards_whose_last_is_the_one_that_is_meant(step):
     student, _, distiller = make()

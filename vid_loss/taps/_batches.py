@@ -23,10 +23,6 @@ class Batches:
         """Notes what a forward is given."""
         self._forwards.append(batch)
 
-    def clear(self) -> None:
-        """Forgets all."""
-        self._forwards.clear()
-
     def refuse_passed(self, batch: Batch, owner: str) -> None:
         """Refuses a batch with a tensor that a forward before the last was given, and not the last.
 
@@ -44,7 +40,8 @@ class Batches:
             raise RuntimeError(
                 f"The {owner} has run forward on another batch since it ran on this one, whose "
                 f"features are gone. Call distiller(...) right after each {owner}(...), or run the "
-                f"{owner} once on torch.cat of the batches."
+                f"{owner} once on torch.cat of the batches. If the teacher is meant to see this one "
+                "all the same, give it a clone."
             )
 
 

@@ -43,7 +43,7 @@ class Recorder:
         passed: why the last forward was not recorded, in words.
         outside: a tapped layer that ran while the model did not.
         captures: the features of the last recorded forward.
-        batches: what the forwards were given that were recorded since features were taken.
+        batches: what the last recorded forwards were given.
     """
 
     def __init__(self, mode: Mode) -> None:

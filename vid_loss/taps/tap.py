@@ -181,7 +181,6 @@ class FeatureTap:
                     raise RuntimeError(_causes.unusable(self.model, self.owner, spec, capture))
         finally:
             recorder.clear()
-            recorder.batches.clear()
         self._complete = True
         return features
 
@@ -213,7 +212,6 @@ class FeatureTap:
     def clear(self) -> None:
         """Forgets what was recorded."""
         self._recorder.clear()
-        self._recorder.batches.clear()
 
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
