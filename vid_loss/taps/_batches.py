@@ -40,8 +40,8 @@ class Batches:
             raise RuntimeError(
                 f"The {owner} has run forward on another batch since it ran on this one, whose "
                 f"features are gone. Call distiller(...) right after each {owner}(...), or run the "
-                f"{owner} once on torch.cat of the batches. If the teacher is meant to see this one "
-                "all the same, give it a clone."
+                f"{owner} once on torch.cat of the batches. If the teacher is to see this one all "
+                "the same, give it a clone."
             )
 
 
