@@ -46,7 +46,9 @@ class Notice:
             names, self._sent = self._sent.names, None
             found = dict(zip(names, explained.tolist(), strict=True))
             if all(value < _INERT for value in found.values()):
-                warnings.warn(_message(found, float(off.max()), terms), stacklevel=5)
+                warnings.warn(_inert(found, terms), stacklevel=5)
+            elif float(off.max()) > _CONTRADICTED:
+                warnings.warn(_CONTRADICTION, stacklevel=5)
 
 
 class _Sent:
@@ -78,7 +80,14 @@ def _figures(loss: VIDLoss) -> Tensor:
     return torch.stack([explained, off])
 
 
-def _message(found: Mapping[str, float], off: float, heads: nn.Module) -> str:
+_CONTRADICTION = (
+    f"Distiller: expected variances near the heads' squared residuals after {_AT_CALL} steps; got "
+    "trained ones that are far from them, so that lambda is not what it says. Use VIDLoss's "
+    'default, variance="running", or start them nearer: init_var=.'
+)
+
+
+def _inert(found: Mapping[str, float], heads: nn.Module) -> str:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     start = (
         f"Distiller: expected the heads to explain some of the teacher's variance after {_AT_CALL} "
@@ -95,11 +104,6 @@ def _message(found: Mapping[str, float], off: float, heads: nn.Module) -> str:
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own, with "
             "distiller.parameter_groups(optimizer) in place of {'params': distiller.parameters()}, "
             "or VIDTrainer(head_learning_rate=5e-3)."
-        )
-    if off > _CONTRADICTED:
-        return start + (
-            "The trained variances are far from the residuals. Use VIDLoss's default, "
-            'variance="running".'
         )
     return start + (
         "The heads are trained, so the student's layer does not tell what the teacher's holds: "

@@ -29,13 +29,10 @@ class Distiller(PairTerms):
         ...
         loss = criterion(student(images), labels) + distiller(images)
 
-    At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`.
-
-    It owns the heads and the variances, and nothing else: student and teacher are held but not
-    registered, so that they are in neither ``parameters()`` nor ``state_dict()``. All parameters
-    exist after construction. Heads and teacher follow a student that moves to another device;
-    ``to()`` moves them at once. In several processes it is wrapped as the student is:
-    ``DistributedDataParallel(distiller)``.
+    At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`. It owns the
+    heads and the variances alone: student and teacher are held but not registered, so that they
+    are in neither ``parameters()`` nor ``state_dict()``. All parameters exist after construction.
+    The teacher follows ``to()``, and the student when it moves to another device.
 
     Args:
         student: the model that is trained.
@@ -109,8 +106,8 @@ class Distiller(PairTerms):
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
         self.cache = cache
-        here = device_of(args, kwargs)
-        self._beside = here if {p.device for p in unwrap(teacher).parameters()} == {here} else None
+        here, places = device_of(args, kwargs), {p.device for p in unwrap(teacher).parameters()}
+        self._beside = here if places == {here} else None
 
     @property
     def student(self) -> nn.Module:
