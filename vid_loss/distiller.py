@@ -32,7 +32,8 @@ class Distiller(PairTerms):
     At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`. It owns the
     heads and the variances alone: student and teacher are held but not registered, so that they
     are in neither ``parameters()`` nor ``state_dict()``. All parameters exist after construction.
-    The teacher follows ``to()``, and the student when it moves to another device.
+    Heads and teacher follow a student that moves. In several processes it is wrapped as the student
+    is: ``DistributedDataParallel(distiller)``.
 
     Args:
         student: the model that is trained.
@@ -42,7 +43,7 @@ class Distiller(PairTerms):
             positional or a dict of keyword arguments. One sample is enough. Both models run on it
             once, in eval mode; their modes, buffers and the random state stay as they were.
         teacher_inputs: called with the student's arguments, returns the teacher's in one of the
-            three forms: another normalisation, resolution or tokenisation.
+            three forms: another normalization, resolution or tokenization.
         teacher_dtype: runs the teacher under autocast in this dtype, such as ``torch.bfloat16``;
             its weights stay as they are.
         stop_teacher: end the teacher's forward at its last tapped layer, with an exception that

@@ -13,7 +13,7 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
     """Draws the indices of n samples of every class.
 
     Args:
-        labels: the class of each sample; negative ones are unlabelled and never drawn.
+        labels: the class of each sample; negative ones are unlabeled and never drawn.
         n: how many of each class.
         seed: of the draw. With one seed, a smaller n draws a part of what a larger n draws.
 
@@ -76,21 +76,21 @@ def labels_per_class(
     return hidden
 
 
-def labelled_cross_entropy(
+def labeled_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Cross-entropy over the labelled samples of a batch; 0, not NaN, when there are none.
+    """Cross-entropy over the labeled samples of a batch; 0, not NaN, when there are none.
 
-    The transfer terms need no labels: ``labelled_cross_entropy(...) + distiller(images)`` trains
-    on all of a partly labelled batch.
+    The transfer terms need no labels: ``labeled_cross_entropy(...) + distiller(images)`` trains
+    on all of a partly labeled batch.
 
     Args:
         logits: ``(N, classes)``.
         labels: ``(N,)``; ``ignore_index`` where there is none.
-        ignore_index: the label of unlabelled samples.
+        ignore_index: the label of unlabeled samples.
 
     Returns:
-        A scalar in nats, the mean over labelled samples.
+        A scalar in nats, the mean over labeled samples.
     """
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from vid_loss import DistillationModel, Distiller
 from vid_loss.guards import holds_all
-from vid_loss.subsets import labelled_cross_entropy
+from vid_loss.subsets import labeled_cross_entropy
 
 from ._checkpoints import export_student, load_checkpoint, save_checkpoint
 from ._evaluation import evaluate
@@ -80,7 +80,7 @@ def train(
     validation_loader: DataLoader[Any],
     epochs: int,
     output: Path,
-    task_loss: TaskLoss = labelled_cross_entropy,
+    task_loss: TaskLoss = labeled_cross_entropy,
     max_grad_norm: float | None = None,
     show_progress: bool = True,
 ) -> Progress:

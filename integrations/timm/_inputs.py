@@ -1,4 +1,4 @@
-"""What student and teacher are fed: image sizes and normalisations."""
+"""What student and teacher are fed: image sizes and normalizations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def example_image(student: nn.Module, input_size: Sequence[int]) -> Tensor:
     return torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
 
 
-class Renormalise(nn.Module):
+class Renormalize(nn.Module):
     """Turns images that are normalised for the student into the teacher's.
 
     Args:
@@ -40,8 +40,8 @@ class Renormalise(nn.Module):
     @classmethod
     def between(
         cls, data_config: Mapping[str, Any], teacher: nn.Module, example: Tensor
-    ) -> "Renormalise | None":
-        """Returns what the two normalisations ask for; None if they are the same.
+    ) -> "Renormalize | None":
+        """Returns what the two normalizations ask for; None if they are the same.
 
         Args:
             data_config: the student's ``mean`` and ``std``.
@@ -69,5 +69,5 @@ class Renormalise(nn.Module):
         return cls(scale.to(example), shift.to(example))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the same images, ``(N, C, H, W)``, in the teacher's normalisation."""
+        """Returns the same images, ``(N, C, H, W)``, in the teacher's normalization."""
         return images * self.scale + self.shift

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from _models import cnn_pair, images
 
 from vid_loss import ATLoss, Distiller, FitNetLoss, KDLoss, LwFLoss, Pair, VIDLoss
-from vid_loss.subsets import IGNORE_INDEX, labelled_cross_entropy
+from vid_loss.subsets import IGNORE_INDEX, labeled_cross_entropy
 
 STAGES = ("stage1", "stage2")
 KD = [Pair("fc", "fc", loss=KDLoss(temperature=4))]
@@ -77,12 +77,12 @@ def test_fitnet_in_two_stages():
 
 
 @pytest.mark.parametrize("pairs", [KD, MI_I, LWF], ids=["KD", "MI", "LwF"])
-def test_unlabelled_images_count_fully_in_the_transfer_terms(pairs):
+def test_unlabeled_images_count_fully_in_the_transfer_terms(pairs):
     student, teacher = cnn_pair()
     distiller = Distiller(student, teacher, pairs, example=images())
     values = []
     for labels in (torch.zeros(8).long(), torch.full((8,), IGNORE_INDEX)):
-        task_loss = labelled_cross_entropy(student(images()), labels)
+        task_loss = labeled_cross_entropy(student(images()), labels)
         values.append(distiller(images()))
         assert torch.isfinite(task_loss + values[-1])
     assert task_loss == 0

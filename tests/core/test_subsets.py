@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from vid_loss.subsets import (
     IGNORE_INDEX,
     images_per_class,
-    labelled_cross_entropy,
+    labeled_cross_entropy,
     labels_per_class,
 )
 
@@ -31,7 +31,7 @@ def test_a_smaller_draw_is_part_of_a_larger_one():
     assert set(images_per_class(LABELS, 3, seed=0)) < set(images_per_class(LABELS, 9, seed=0))
 
 
-def test_unlabelled_samples_are_never_drawn():
+def test_unlabeled_samples_are_never_drawn():
     labels = LABELS.clone()
     labels[:30] = IGNORE_INDEX
     assert min(images_per_class(labels, 5, seed=0)) >= 30
@@ -59,17 +59,17 @@ def test_too_few_is_refused(labels, n, message):
             draw(labels, n, seed=0)
 
 
-def test_the_task_loss_is_cross_entropy_over_the_labelled():
+def test_the_task_loss_is_cross_entropy_over_the_labeled():
     logits, labels = torch.randn(6, 3), torch.tensor([0, IGNORE_INDEX, 2, 1, IGNORE_INDEX, 0])
     kept = labels >= 0
     torch.testing.assert_close(
-        labelled_cross_entropy(logits, labels), F.cross_entropy(logits[kept], labels[kept])
+        labeled_cross_entropy(logits, labels), F.cross_entropy(logits[kept], labels[kept])
     )
 
 
 def test_the_task_loss_of_a_batch_without_labels_is_zero_with_a_gradient():
     logits = torch.randn(4, 3, requires_grad=True)
-    loss = labelled_cross_entropy(logits, torch.full((4,), IGNORE_INDEX))
+    loss = labeled_cross_entropy(logits, torch.full((4,), IGNORE_INDEX))
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()

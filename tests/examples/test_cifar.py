@@ -18,7 +18,7 @@ from paper.models import build_model
 from paper.settings import Settings
 
 from vid_loss import Distiller
-from vid_loss.subsets import labelled_cross_entropy
+from vid_loss.subsets import labeled_cross_entropy
 
 CPU = torch.device("cpu")
 
@@ -134,7 +134,7 @@ def test_labels_per_class_hides_labels_from_the_task_and_not_from_the_transfer(f
     distiller = Distiller(student, teacher, pairs, example=images[:2])
     unlabeled = images[labels < 0]
     logits = student(unlabeled)
-    assert labelled_cross_entropy(logits, labels[labels < 0]) == 0
+    assert labeled_cross_entropy(logits, labels[labels < 0]) == 0
     distiller(unlabeled).backward()
     assert student.stem.weight.grad.abs().sum() > 0
 

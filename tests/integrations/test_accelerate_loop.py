@@ -59,11 +59,11 @@ def net(width: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, classes))
 
 
-def loader(count: int, *, unlabelled: int = 0, **options) -> DataLoader:
+def loader(count: int, *, unlabeled: int = 0, **options) -> DataLoader:
     generator = torch.Generator().manual_seed(count)
     inputs = torch.randn(count, 6, generator=generator)
     labels = (inputs[:, 0] > 0).long()
-    labels[:unlabelled] = -100
+    labels[:unlabeled] = -100
     return DataLoader(TensorDataset(inputs, labels), batch_size=8, **options)
 
 
@@ -202,8 +202,8 @@ def test_a_partial_checkpoint_is_ignored_and_removed(accelerator, tmp_path):
     assert not partial.exists()
 
 
-def test_unlabelled_batches_train_the_transfer_terms(accelerator, tmp_path):
-    data = loader(32, unlabelled=32, shuffle=True)
+def test_unlabeled_batches_train_the_transfer_terms(accelerator, tmp_path):
+    data = loader(32, unlabeled=32, shuffle=True)
     progress, student, _ = run(accelerator, tmp_path, train_loader=data)
     assert progress.history[0]["task"] == 0
     assert not torch.equal(student[0].weight, net_parameters_at_start())
@@ -314,9 +314,9 @@ def test_accumulated_batches_equal_one_batch(tmp_path):
     torch.testing.assert_close(ends[1], ends[0])
 
 
-def test_evaluation_counts_labelled_samples_only(accelerator):
+def test_evaluation_counts_labeled_samples_only(accelerator):
     model = nn.Linear(6, 2)
-    data = accelerator.prepare(loader(21, unlabelled=5))
+    data = accelerator.prepare(loader(21, unlabeled=5))
     accuracy = evaluate(accelerator, model, data)
     inputs, labels = data.dataset.tensors
     expected = int((model(inputs).argmax(1) == labels)[5:].sum())

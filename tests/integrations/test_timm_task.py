@@ -334,8 +334,9 @@ def _state(task):
 
 
 def _ddp_task():
-    # Without batch norm, so that two halves of a batch are the whole.
-    pairs = [Pair("stages.2", "stages.2", loss=partial(VIDLoss, norm="group"))]
+    # Without batch norm and running means, so that two halves of a batch are the whole.
+    loss = partial(VIDLoss, norm="group", variance="trained", standardize=False, init_var=5.0)
+    pairs = [Pair("stages.2", "stages.2", loss=loss)]
     student = _model("test_convnext")
     return VIDTask(student, _model("test_convnext", seed=1), pairs=pairs, verbose=False)
 
@@ -371,7 +372,7 @@ def test_two_processes_match_one_with_the_joined_batch(tmp_path):
         assert_close(gradient / 2, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_teacher_sees_its_own_normalisation():
+def test_teacher_sees_its_own_normalization():
     config = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.2)}
     task = _task(data_config=config)
     seen = []
@@ -384,12 +385,12 @@ def test_teacher_sees_its_own_normalisation():
     assert_close(seen[-1], (images * std + mean - teacher_mean) / teacher_std)
 
 
-def test_equal_normalisations_are_left_alone():
-    assert _task(teacher=_model(seed=2)).renormalise is None
-    assert _task().renormalise is not None  # 0.5 for the student, ImageNet's for the teacher
+def test_equal_normalizations_are_left_alone():
+    assert _task(teacher=_model(seed=2)).renormalize is None
+    assert _task().renormalize is not None  # 0.5 for the student, ImageNet's for the teacher
 
 
-def test_normalisations_of_other_channels_are_refused():
+def test_normalizations_of_other_channels_are_refused():
     config = {"input_size": (3, 32, 32), "mean": (0.5,), "std": (0.5,)}
     with pytest.raises(ValueError, match="a mean for each of 3 channels; got 1"):
         _task(data_config=config)
