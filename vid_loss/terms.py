@@ -185,20 +185,22 @@ class PairTerms(nn.Module):
         return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
 
 
-def head_learning_rate(optimizer: Optimizer, lr: float | None = None) -> float:
+def head_learning_rate(optimizer: Optimizer | str, lr: float | None = None) -> float:
     """Returns the rate at which heads are fitted beside a student, whatever the student's is.
 
     Adam and its relatives move a weight by the rate itself, however large the gradient is: their
     heads have ``HEAD_LEARNING_RATE`` at least. For others it is the student's.
 
     Args:
-        optimizer: the student's.
+        optimizer: the student's, or its name.
         lr: its rate; that of its first group if None.
     """
-    rate = float(optimizer.param_groups[0]["lr"]) if lr is None else lr
     # By name, because most of them are in other libraries and share no class.
-    is_adam = "adam" in type(optimizer).__name__.lower()
-    return max(rate, HEAD_LEARNING_RATE) if is_adam else rate
+    name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
+    if lr is None and not isinstance(optimizer, str):
+        lr = optimizer.param_groups[0]["lr"]
+    rate = float(lr or 0)
+    return max(rate, HEAD_LEARNING_RATE) if "adam" in name.lower() else rate
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

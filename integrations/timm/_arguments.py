@@ -1,14 +1,16 @@
 """VID's command line for timm's train script: what the patch adds to it."""
 
 import argparse
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
-from vid_loss.terms import HEAD_LEARNING_RATE
+from vid_loss.terms import HEAD_LEARNING_RATE, head_learning_rate
 
 from ._groups import param_groups_vid
 from ._task import VIDTask
@@ -43,10 +45,9 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--vid-head-lr",
         type=float,
-        default=HEAD_LEARNING_RATE,
         metavar="LR",
         help="learning rate of the heads, which the schedule scales like --lr "
-        "(default: %(default)s)",
+        f"(default: that of --lr; with an Adam at least {HEAD_LEARNING_RATE})",
     )
     group.add_argument(
         "--vid-stop-teacher",
@@ -93,17 +94,25 @@ def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:
     groups = partial(
         param_groups_vid,
         lr=args.lr,
-        head_lr=args.vid_head_lr,
+        head_lr=args.vid_head_lr or head_learning_rate(args.opt, args.lr),
         weight_decay=args.weight_decay,
         layer_decay=args.layer_decay,
         layer_decay_min_scale=getattr(args, "layer_decay_min_scale", 0.0),
         layer_decay_no_opt_scale=getattr(args, "layer_decay_no_opt_scale", None),
     )
-    args.opt_kwargs = {"param_group_fn": groups, **args.opt_kwargs}
+    args.opt_kwargs = _OptimizerArguments({"param_group_fn": groups, **args.opt_kwargs})
     if hasattr(plain, "create_evaluator"):
         # Multi-label targets are evaluated in their own way.
         task.create_evaluator = plain.create_evaluator
     return task
+
+
+class _OptimizerArguments(dict[str, Any]):
+    """Keyword arguments of an optimizer, in a checkpoint without its function."""
+
+    def __reduce__(self) -> tuple[type, tuple[list[tuple[str, Any]]]]:
+        # Not a dict, which torch.load(weights_only=True) would not build from a call.
+        return OrderedDict, ([(k, x) for k, x in self.items() if k != "param_group_fn"],)
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:

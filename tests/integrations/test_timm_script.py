@@ -191,7 +191,7 @@ def test_script_trains_stops_resumes_and_exports(script, teacher, tmp_path, run_
     assert resumed["epoch"] == 1
     assert len(resumed) == 6
     assert_close(resumed, expected, rtol=0, atol=0)
-    variance = resumed["task_state"]["vid"]["layer4->layer4.variance.raw_var"]
+    variance = resumed["task_state"]["vid"]["layer4->layer4.running_var.var"]
     assert variance.unique().numel() > 1  # it has moved
     plain = timm.create_model(
         "test_resnet", num_classes=3, checkpoint_path=str(parts / "model_best.pth.tar")
@@ -238,7 +238,12 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     for name in ("--kd-distill-type", "--kd-model-name", "--distill-loss-weight"):
         parser.add_argument(name)
     parser.add_argument("--task-loss-weight", type=float)
-    for name, default in (("lr", 0.01), ("weight_decay", 0.1), ("layer_decay", None)):
+    for name, default in (
+        ("opt", "adamw"),
+        ("lr", 0.01),
+        ("weight_decay", 0.1),
+        ("layer_decay", None),
+    ):
         parser.set_defaults(**{name: default})
     parser.set_defaults(opt_kwargs={"nesterov": False})
     add_vid_arguments(parser)
