@@ -6,8 +6,8 @@ Choice = Mapping[str, float]  # lambda by the method's term, and KD's temperatur
 
 # Chosen from on validation data. Three each, so that no method has the advantage of a finer search.
 # FitNet's lambda ends at 3: with 10 and more, and a learning rate of 0.1, its training diverged
-# (10 % of the validation images of Fashion-MNIST's small pair). Those of VID are around its default,
-# in the teacher's units; with 0.1.0's variances they were 10, 30 and 100.
+# (10 % of the validation images of Fashion-MNIST's small pair). Those of VID are around its
+# default, in the teacher's units; with 0.1.0's variances they were 10, 30 and 100.
 GRIDS: dict[str, tuple[Choice, ...]] = {
     "student": ({},),
     "finetuned": ({},),
