@@ -2,17 +2,14 @@
 
 import gc
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .losses import VIDLoss
-
-if TYPE_CHECKING:
-    from .terms import PairTerms
 
 _AT_CALL = 300
 _INERT = 0.05  # explained variance below which next to nothing is transferred
@@ -31,14 +28,20 @@ class Notice:
         self._calls = 0
         self._sent: _Sent | None = None
 
-    def on_call(self, terms: "PairTerms") -> None:
-        """Called in each training step."""
+    def on_call(
+        self, losses_of: Callable[[], Mapping[str, VIDLoss]], weights: Mapping[str, float]
+    ) -> None:
+        """Called in each training step.
+
+        Args:
+            losses_of: returns the losses with a q(t|s), by pair.
+            weights: of the pairs.
+        """
         if self._calls > _AT_CALL and self._sent is None:
             return
         self._calls += 1
         if self._calls == _AT_CALL:
-            losses = {k: x for k, x in terms.vid_losses().items() if terms.weights[k]}
-            figures = {name: _figures(loss) for name, loss in losses.items()}
+            figures = {name: _figures(x) for name, x in losses_of().items() if weights[name]}
             if figures:
                 self._sent = _Sent(list(figures), torch.stack(list(figures.values())))
         if self._sent is not None and self._sent.has_arrived():
@@ -46,7 +49,7 @@ class Notice:
             names, self._sent = self._sent.names, None
             found = dict(zip(names, explained.tolist(), strict=True))
             if all(value < _INERT for value in found.values()):
-                warnings.warn(_inert(found, terms), stacklevel=5)
+                warnings.warn(_inert(found, losses_of().values()), stacklevel=5)
             elif float(off.max()) > _CONTRADICTED:
                 warnings.warn(_CONTRADICTION, stacklevel=5)
 
@@ -87,7 +90,7 @@ _CONTRADICTION = (
 )
 
 
-def _inert(found: Mapping[str, float], heads: nn.Module) -> str:
+def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     start = (
         f"Distiller: expected the heads to explain some of the teacher's variance after {_AT_CALL} "
@@ -111,9 +114,9 @@ def _inert(found: Mapping[str, float], heads: nn.Module) -> str:
     )
 
 
-def _learning_rates(heads: nn.Module) -> list[float]:
+def _learning_rates(heads: Iterable[nn.Module]) -> list[float]:
     """Returns the rates at which optimizers have the heads; the host searches them once."""
-    own = {id(parameter) for parameter in heads.parameters()}
+    own = {id(parameter) for head in heads for parameter in head.parameters()}
     # type(), because isinstance asks an object for its class, which makes a lazy one load.
     optimizers = [x for x in gc.get_objects() if issubclass(type(x), Optimizer)]
     return [

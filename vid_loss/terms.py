@@ -73,15 +73,14 @@ class PairTerms(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._finite.look()
-        all_of_them = several_processes()
         terms = {
             name: self._term(name, student_features, teacher_features, mask)
             for name, weight in self.weights.items()
-            if weight or all_of_them
+            if weight or several_processes()
         }
         self.terms = {name: term.detach() for name, term in terms.items()}
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._notice.on_call(self)
+            self._notice.on_call(self.vid_losses, self.weights)
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def _term(
@@ -98,12 +97,8 @@ class PairTerms(nn.Module):
                 _follow(loss, student.device)
             return self._finite.term(name, loss, student, teacher, mask)
 
-        return pair.term(
-            of_prepared,
-            student_features[pair.student],
-            teacher_features[pair.teacher],
-            mask,
-        )
+        student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+        return pair.term(of_prepared, student, teacher, mask)
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training. It is not in the state dict.
@@ -145,7 +140,7 @@ class PairTerms(nn.Module):
 
         Empty if there is no VIDLoss or was no step yet.
         """
-        seen = any(loss.stats() is not None for loss in self.vid_losses().values())
+        seen = any(loss.stats() for loss in self.vid_losses().values())
         return by_metric(self.diagnostics()) if seen else {}
 
     def parameter_groups(
