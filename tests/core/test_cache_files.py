@@ -231,3 +231,18 @@ def test_killed_while_it_writes_it_loses_that_file_alone(uncounted, tmp_path):
     student, teacher, distiller = build(FeatureCache(tmp_path))
     loss(student, distiller, images(), range(8))
     assert teacher.samples == 4
+
+
+def test_a_cache_that_is_dropped_while_torch_compiles_is_written(tmp_path):
+    """The collector may run at any time; under the compiler, operations make tensors without data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    cache = FeatureCache(tmp_path)
+    student, _, distiller = build(cache)
+    loss(student, distiller, images(), range(8))
+    del cache, distiller, student
+    with FakeTensorMode():
+        gc.collect()
+    student, teacher, distiller = build(FeatureCache(tmp_path))
+    loss(student, distiller, images(), range(8))
+    assert teacher.samples < 8  # a proof of one sample, and no more

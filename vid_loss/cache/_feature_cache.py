@@ -151,7 +151,7 @@ class FeatureCache:
             self._shards = Shards(self.folder, fingerprint_of(teacher, self.dtype))
             self._teacher_state = state
             self._checks.begin(teacher)
-            weakref.finalize(self, self._shards.flush)  # also when the interpreter ends
+            weakref.finalize(self, self._shards.flush_at_end)  # also the interpreter's
         return self._shards
 
     def _read(self, shards: Shards, teacher: Teacher, places: Places, batch: Batch) -> Rows:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vid_loss.durable import remove_abandoned, write_whole
 
@@ -128,6 +129,11 @@ class Shards:
         self._append(_Shard(rows))
         self._pending_bytes += size
         if self._pending_bytes >= _FILE_BYTES:
+            self.flush()
+
+    def flush_at_end(self) -> None:
+        """Flushes, wherever the collector happens to run: while torch compiles, tensors are fake."""
+        with _disable_current_modes():
             self.flush()
 
     def flush(self) -> None:
