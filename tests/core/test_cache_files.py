@@ -234,7 +234,7 @@ def test_killed_while_it_writes_it_loses_that_file_alone(uncounted, tmp_path):
 
 
 def test_a_cache_that_is_dropped_while_torch_compiles_is_written(tmp_path):
-    """The collector may run at any time; under the compiler, operations make tensors without data."""
+    """The collector may run at any time; under the compiler, tensors have no data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     cache = FeatureCache(tmp_path)

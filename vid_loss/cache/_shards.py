@@ -132,7 +132,7 @@ class Shards:
             self.flush()
 
     def flush_at_end(self) -> None:
-        """Flushes, wherever the collector happens to run: while torch compiles, tensors are fake."""
+        """Flushes wherever the collector runs: while torch compiles, tensors are fake."""
         with _disable_current_modes():
             self.flush()
 
