@@ -13,11 +13,14 @@ pytest.importorskip("filelock", reason="needs the examples extra")
 
 from paper.tables import workers
 from paper.tables.cells import Cell, Run, cells_of
+from paper.tables.grids import GRIDS
 from paper.tables.plans import plan_of
 from paper.tables.workers import FinishedRuns, MixedRunsError, work
 
 MADE_WITH = {None: {"data": "abc", "epochs": 10}, "teacher": {"data": "abc"}}
 SEARCHES, TESTS = 3 * 2, 3  # of a method with three choices
+FIRST, BEST, LAST = (choice["mi"] for choice in GRIDS["mi"])
+ANOTHER = 5.0  # of a grid of an earlier revision
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +33,9 @@ def cells(*methods: str) -> list[Cell]:
 
 
 def record_of(run: Run) -> dict:
-    """A lambda of 30 is the best on average, one of 100 with the first seed."""
-    luck = 5 if run.choice.get("mi") == 100 and run.seed == 100 else 0
-    validation = {5: 99, 10: 60, 30: 70, 100: 67}[run.choice.get("mi", 10)] + luck
+    """The lambda in the middle is the best on average, the last with the first seed."""
+    luck = 5 if run.choice.get("mi") == LAST and run.seed == 100 else 0
+    validation = {ANOTHER: 99, FIRST: 60, BEST: 70, LAST: 67}[run.choice.get("mi", FIRST)] + luck
     made = {"student": "small", "pretrained": False, **MADE_WITH[None]}
     return {**made, "stage": run.stage, "seed": run.seed, **run.choice, "validation": validation}
 
@@ -77,13 +80,13 @@ def test_the_choice_of_the_best_mean_is_tested_with_every_seed_after_the_search(
     assert len(log.runs) == SEARCHES + TESTS
     assert [record["stage"] for record in records] == ["search"] * SEARCHES + ["test"] * TESTS
     tested = [(record["seed"], record["mi"]) for record in records if record["stage"] == "test"]
-    assert tested == [(0, 30.0), (1, 30.0), (2, 30.0)]
+    assert tested == [(0, BEST), (1, BEST), (2, BEST)]
 
 
 def test_of_equal_choices_the_first_is_tested(tmp_path):
     (cell,) = cells("mi")
     finished = {run.name: {"validation": 50.0} for run in cell.searches()}
-    assert cell.chosen(finished) == {"mi": 10.0}
+    assert cell.chosen(finished) == {"mi": FIRST}
     finished.popitem()
     assert cell.chosen(finished) is None
     assert cell.wanted(finished) == cell.searches()
@@ -172,12 +175,12 @@ def test_a_run_that_fails_is_said_and_made_again_by_the_next_worker(tmp_path):
 
 def test_a_run_of_a_grid_that_has_changed_is_no_choice(tmp_path):
     (cell,) = cells("mi")
-    old = Run(cell, "search", 100, {"mi": 5.0})
+    old = Run(cell, "search", 100, {"mi": ANOTHER})
     finished_in(tmp_path).append({"run": old.name, **record_of(old)})
     log = Log()
     records = work_in(tmp_path, [cell], log)
     assert len(log.runs) == SEARCHES + TESTS
-    assert {record["mi"] for record in records if record["stage"] == "test"} == {30.0}
+    assert {record["mi"] for record in records if record["stage"] == "test"} == {BEST}
 
 
 def test_a_worker_that_is_killed_while_it_writes_leaves_the_file_whole(tmp_path, monkeypatch):
