@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 PATCH = Path(__file__).with_name("train.patch")
+MODULE = "from vid_loss.integrations.timm import add_vid_arguments"
+OLD_MODULE = "from vid_loss.integrations.timm_arguments import add_vid_arguments"
 _LEAST_TIMM = (1, 0, 27)
 
 State = Literal["plain", "patched"]

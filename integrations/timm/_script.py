@@ -65,7 +65,8 @@ def patch(path: Path, *, check: bool = False, reverse: bool = False) -> str:
     Raises:
         PatchError: if the patch does not fit; the file is then as it was.
     """
-    script = _patch.read_script(path)
+    written = _patch.read_script(path)
+    script = written.replace(_patch.OLD_MODULE, _patch.MODULE)  # as 0.1.0 patched it
     version = _patch.timm_version(path)
     hunks = _patch.hunks_for(script)
     state = _patch.state_of(script, hunks)
@@ -77,6 +78,9 @@ def patch(path: Path, *, check: bool = False, reverse: bool = False) -> str:
             return f"{found} is not patched; nothing to do."
         _patch.write_script(path, _patch.reverse(script, hunks))
         return f"Took the patch out of {found}."
+    if state == "patched" and script != written:
+        _patch.write_script(path, script)
+        return f"Renewed the patch of 0.1.0 in {found}."
     if state == "patched":
         return f"{found} is patched already; nothing to do."
     _patch.write_script(path, _patch.apply(script, hunks))

@@ -261,6 +261,21 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     assert task.criterion is plain.criterion
 
 
+def test_a_script_that_an_earlier_version_patched_says_what_to_do_and_is_renewed(script):
+    plain = script.read_bytes()
+    patch(script)
+    now = script.read_text()
+    script.write_text(now.replace("integrations.timm import", "integrations.timm_arguments import"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Run once: python -m vid_loss.integrations.timm patch" in done.stderr
+    assert "Renewed" in patch(script)
+    assert script.read_text() == now
+    script.write_text(now.replace("integrations.timm import", "integrations.timm_arguments import"))
+    patch(script, reverse=True)
+    assert script.read_bytes() == plain
+
+
 def test_command_line_runs_before_timm_is_imported(script):
     """A clone's own timm must be the one that its train.py imports."""
     (script.parent / "timm").mkdir()
