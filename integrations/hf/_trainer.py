@@ -49,7 +49,7 @@ class VIDTrainerMixin(_Base):
             and ``fp16`` holds for the teacher anyway.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
         head_learning_rate: of the heads, which start at random; schedules scale it as they do the
-            student's. None is ``args.learning_rate``, and with an Adam at least 2e-3.
+            student's. None is ``args.learning_rate``, and with an Adam at least 5e-3.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:
