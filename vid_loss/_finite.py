@@ -12,46 +12,39 @@ from .pairs import Pair
 class FiniteTeacher:
     """Looks whether the teacher's features are finite, without making the host wait for a GPU.
 
-    On the CPU it raises at once. Elsewhere such a batch counts for nothing in the pair's loss, and
-    a later call, by which the answer has arrived, raises.
+    On the CPU, where the loss can be read, it raises at once. Elsewhere such a batch counts for
+    nothing in the pair's loss, and a later call, by which the answer has arrived, raises.
 
     Args:
         pairs: by name.
+
+    Attributes:
+        infinite: what was noted and not yet sent to the host, by pair.
     """
 
     def __init__(self, pairs: Mapping[str, Pair]) -> None:
         self.pairs = pairs
-        self._infinite: dict[str, Tensor] = {}  # since the last copy, by pair
+        self.infinite: dict[str, Tensor] = {}
         self._arriving: Callable[[], list[str] | None] = list
 
-    def term(
-        self, name: str, loss: Any, student: Tensor, teacher: Tensor, mask: Tensor | None
-    ) -> Any:
-        """Returns a pair's loss; 0 with gradients of 0 if the teacher's feature is not finite.
+    def refuse(self, name: str, teacher: Tensor, mask: Tensor | None) -> None:
+        """Says which feature has made a loss what it is, if it was the teacher's.
 
         Args:
             name: the pair's.
-            loss: called with the two features, and the mask unless it is None.
-            student: the student's feature, as the loss takes it.
-            teacher: the teacher's.
+            teacher: the teacher's feature, as the loss takes it.
             mask: ``(N, L)``; padding may be anything.
 
         Raises:
-            RuntimeError: on the CPU, if the feature is not finite and the loss neither.
+            RuntimeError: if the feature is not finite.
         """
-        options = {} if mask is None else {"mask": mask}
-        if _read_freely(teacher):
-            value = loss(student, teacher, **options)
-            # The loss first: it is one number.
-            if isinstance(value, Tensor) and not value.isfinite().all():
-                self._raise([] if _is_finite(teacher, mask) else [name])
-            return value
-        finite = _is_finite(teacher, mask)
-        value = loss(student, torch.where(finite, teacher, 0), **options)
+        self._raise([] if is_finite(teacher, mask) else [name])
+
+    def note(self, name: str, finite: Tensor) -> None:
+        """Remembers, without reading it, whether a pair's feature was finite: ``()``, boolean."""
         # Compiled, nothing of an earlier step may be an input of this one.
-        before = None if torch.compiler.is_compiling() else self._infinite.get(name)
-        self._infinite[name] = ~finite if before is None else before | ~finite
-        return torch.where(finite, value, 0) if isinstance(value, Tensor) else value
+        before = None if torch.compiler.is_compiling() else self.infinite.get(name)
+        self.infinite[name] = ~finite if before is None else before | ~finite
 
     def look(self) -> None:
         """Takes an answer that has arrived, and asks for the next.
@@ -62,13 +55,13 @@ class FiniteTeacher:
         infinite = self._arriving()
         if infinite is None:
             return
-        self._arriving = _copy_to_host(self._infinite)
-        self._infinite = {}
+        self._arriving = _copy_to_host(self.infinite)
+        self.infinite = {}
         self._raise(infinite)
 
     def wait(self) -> None:
         """As :meth:`look`, for a caller that waits for the device in any case."""
-        found, self._infinite = self._infinite, {}
+        found, self.infinite = self.infinite, {}
         self._raise([name for name, flag in found.items() if not flag.is_meta and bool(flag)])
 
     def _raise(self, names: list[str]) -> None:
@@ -89,12 +82,7 @@ class FiniteTeacher:
         self.__init__(state["pairs"])  # type: ignore[misc]  # the only state
 
 
-def _read_freely(feature: Tensor) -> bool:
-    """Whether reading a value costs nothing."""
-    return feature.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
+def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
     """Returns whether all that counts is finite, ``()``, by sums: no map is written."""
     dtype = torch.promote_types(feature.dtype, torch.float32)
     if mask is None:

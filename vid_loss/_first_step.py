@@ -69,9 +69,13 @@ class FirstStep:
     Args:
         distiller: what is looked at. A copy of it is looked at from its first call on.
         loaded: where it is noted whether the heads were loaded; None if they come trained.
+
+    Attributes:
+        settled: whether there is nothing more to look at.
     """
 
     def __init__(self, distiller: "Distiller", loaded: Loaded | None) -> None:
+        self.settled = False
         self._distiller = weakref.ref(distiller)
         self._loaded = loaded
         self._shapes: list[torch.Size] = []
@@ -100,6 +104,7 @@ class FirstStep:
         elif self._decided and self._compared:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
+            self.settled = True
         if self._compared or not self._weighs():
             return
         self._calls += 1

@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .losses import VIDLoss
 
-_AT_CALL = 300
+AT_CALL = 300
 _INERT = 0.05  # explained variance below which next to nothing is transferred
 _CONTRADICTED = 1.0  # nats by which a variance may be away from its residuals
 _LOW_RATE = 1e-3  # below it, Adam moves a head by less than its own size in hundreds of steps
@@ -22,34 +22,36 @@ class Notice:
 
     Not before: a schedule may warm up. The numbers are sent to the host at one step and looked at
     when they have arrived, so that no step waits for a GPU.
+
+    Attributes:
+        calls: how many training steps there have been.
+        is_open: whether it has not looked yet.
     """
 
     def __init__(self) -> None:
-        self._calls = 0
+        self.is_open = True
+        self.calls = 0
         self._sent: _Sent | None = None
 
-    def on_call(
-        self, losses_of: Callable[[], Mapping[str, VIDLoss]], weights: Mapping[str, float]
-    ) -> None:
-        """Called in each training step.
+    def look(self, losses: Mapping[str, VIDLoss], weights: Mapping[str, float]) -> None:
+        """Called from step ``AT_CALL`` on, for as long as it is open.
 
         Args:
-            losses_of: returns the losses with a q(t|s), by pair.
+            losses: those with a q(t|s), by pair.
             weights: of the pairs.
         """
-        if self._calls > _AT_CALL and self._sent is None:
-            return
-        self._calls += 1
-        if self._calls == _AT_CALL:
-            figures = {name: _figures(x) for name, x in losses_of().items() if weights[name]}
-            if figures:
-                self._sent = _Sent(list(figures), torch.stack(list(figures.values())))
-        if self._sent is not None and self._sent.has_arrived():
+        if self._sent is None:
+            figures = {name: _figures(x) for name, x in losses.items() if weights[name]}
+            self.is_open = bool(figures)
+            if not figures:
+                return
+            self._sent = _Sent(list(figures), torch.stack(list(figures.values())))
+        if self._sent.has_arrived():
+            self.is_open = False
             explained, off = self._sent.values.unbind(1)
-            names, self._sent = self._sent.names, None
-            found = dict(zip(names, explained.tolist(), strict=True))
+            found = dict(zip(self._sent.names, explained.tolist(), strict=True))
             if all(value < _INERT for value in found.values()):
-                warnings.warn(_inert(found, losses_of().values()), stacklevel=5)
+                warnings.warn(_inert(found, losses.values()), stacklevel=5)
             elif float(off.max()) > _CONTRADICTED:
                 warnings.warn(_CONTRADICTION, stacklevel=5)
 
@@ -84,7 +86,7 @@ def _figures(loss: VIDLoss) -> Tensor:
 
 
 _CONTRADICTION = (
-    f"Distiller: expected variances near the heads' squared residuals after {_AT_CALL} steps; got "
+    f"Distiller: expected variances near the heads' squared residuals after {AT_CALL} steps; got "
     "trained ones that are far from them, so that lambda is not what it says. Use VIDLoss's "
     'default, variance="running", or start them nearer: init_var=.'
 )
@@ -93,7 +95,7 @@ _CONTRADICTION = (
 def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     start = (
-        f"Distiller: expected the heads to explain some of the teacher's variance after {_AT_CALL} "
+        f"Distiller: expected the heads to explain some of the teacher's variance after {AT_CALL} "
         f"steps; got {figures}, so next to nothing is transferred. "
     )
     rates = _learning_rates(heads)

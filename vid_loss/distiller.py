@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ._absent import Absent
-from ._features import Features, device_of
+from ._features import Features
 from ._first_step import FirstStep, Loaded
 from .cache import FeatureCache, checked_cache
 from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
-from .taps import FeatureTap, batch_of, unwrap
+from .taps import FeatureTap, Given, unwrap
 from .teacher import Inputs, Teacher, as_call, mask_in
-from .terms import PairTerms, pairs_by_name, total
+from .terms import PairTerms, pairs_by_name
 
 
 class Distiller(PairTerms):
@@ -88,16 +88,16 @@ class Distiller(PairTerms):
         by_name = pairs_by_name(pairs)
         student_layers = [pair.student for pair in by_name.values()]
         teacher_layers = [pair.teacher for pair in by_name.values()]
-        args, kwargs = as_call(example, "Distiller, example")
+        given = Given(*as_call(example, "Distiller, example"))
         with ExitStack() as undo:
             source = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
             undo.callback(source.tap.close)
             tap = FeatureTap(student, student_layers, record="training", owner="student")
             undo.callback(tap.close)
             with undisturbed(unwrap(student), unwrap(teacher)):
-                student_features = tap.read(*args, **kwargs)
-                teacher_features = source.features(args, kwargs)
-                super().__init__(by_name, student_features, teacher_features, mask_in(kwargs))
+                student_features = tap.read(*given.args, **given.kwargs)
+                teacher_features = source.features(given)
+                super().__init__(by_name, student_features, teacher_features, mask_in(given.kwargs))
             undo.pop_all()
         if stop_teacher:  # not before the example has run to its end, with all checks
             source.stop_early()
@@ -107,8 +107,7 @@ class Distiller(PairTerms):
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
         self.cache = cache
-        here, places = device_of(args, kwargs), {p.device for p in unwrap(teacher).parameters()}
-        self._beside = here if places == {here} else None
+        source.stay_beside(given)
 
     @property
     def student(self) -> nn.Module:
@@ -147,7 +146,7 @@ class Distiller(PairTerms):
         if not any(self.weights.values()) and not several_processes():
             self._tap.clear()
             return torch.zeros((), device=next(self.student.parameters()).device)
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or self._first_step.settled):
             self._first_step.on_call()
         terms = self.weighted_terms(
             *args,
@@ -156,7 +155,11 @@ class Distiller(PairTerms):
             sample_index=sample_index,
             **kwargs,
         )
-        return total(terms)
+        loss, *others = terms.values()
+        for term in others:
+            # A model that is split over devices has its layers, and so its heads, on several.
+            loss = loss + term.to(loss.device)
+        return loss
 
     def weighted_terms(
         self,
@@ -167,19 +170,20 @@ class Distiller(PairTerms):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
-        if not torch.compiler.is_compiling():
-            batch = getattr(teacher_features, "batch", None)
-            self._tap.check_batch(batch_of(args, kwargs) if batch is None else batch)
         if teacher_features is None:
             teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
-        missing = {pair.teacher for pair in self.pairs.values()} - set(teacher_features)
+        missing = self._teacher.tap.specs.keys() - teacher_features.keys()
         if missing:
             raise ValueError(
                 f"Distiller, teacher_features: expected also {sorted(missing)}; got "
                 f"{sorted(teacher_features)}. Give it what distiller.teacher_features() returned."
             )
-        token_mask = mask_in(kwargs) if token_mask is None else token_mask
-        return self.weighted(self._tap.collect(), teacher_features, token_mask)
+        batch = getattr(teacher_features, "batch", None)
+        if batch is None:
+            batch = Given(args, kwargs).batch()
+        if token_mask is None and kwargs:
+            token_mask = mask_in(kwargs)
+        return self.weighted(self._tap.collect(batch), teacher_features, token_mask)
 
     def teacher_features(
         self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any
@@ -201,23 +205,18 @@ class Distiller(PairTerms):
             RuntimeError: if the teacher changes its inputs, or a layer's feature cannot be used.
             TypeError, ValueError: as in :meth:`forward`, and from the cache.
         """
-        if not torch.compiler.is_compiling():
-            self._follow(args, kwargs)
+        given = Given(args, kwargs)
+        if given.tensors and given.tensors[0].device != self._teacher.beside:
+            self._teacher.follow(given.tensors[0].device, self.student)
         if self.cache is None:
-            features = self._teacher.features(args, kwargs)
+            features = self._teacher.features(given)
         else:
             features = self.cache.features(self._teacher, args, kwargs, sample_index)
-        return features if torch.compiler.is_compiling() else Features(features, args, kwargs)
-
-    def _follow(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Moves a teacher that was where the inputs were to where inputs and student are now."""
-        now = device_of(args, kwargs)
-        if self._beside is None or now is None or now == self._beside:
-            return
-        first = next(self.student.parameters(), None)
-        if first is not None and first.device == now:
-            self._teacher.move(lambda tensor: tensor.to(now))
-            self._beside = now
+        if torch.compiler.is_compiling():
+            return features
+        features = Features(features)
+        features.batch = given.batch()
+        return features
 
     def close(self) -> None:
         """Removes every hook from student and teacher. Closing twice is fine."""
@@ -246,5 +245,5 @@ class Distiller(PairTerms):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         # What to(), cuda() and half() are made of. The teacher is no submodule, so it is told.
         self._teacher.move(fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super()._apply(fn, recurse)
         return self

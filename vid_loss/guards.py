@@ -76,6 +76,23 @@ def _is_expanded(buffer: Tensor) -> bool:
 
 
 @contextmanager
+def own_forwards(model: nn.Module) -> Iterator[None]:
+    """Puts back each module's ``forward`` after one that ends early.
+
+    transformers 4.57 replaces it for the length of a call, to record hidden states, and does not
+    put it back when an exception comes through.
+    """
+    own = [(vars(module), vars(module).get("forward")) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, forward in own:
+            attributes.pop("forward", None)
+            if forward is not None:
+                attributes["forward"] = forward
+
+
+@contextmanager
 def plain_tensors(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Has ``nn.TransformerEncoder`` pass padded tensors on to its layers, as in train mode.
 

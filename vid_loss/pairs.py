@@ -109,18 +109,14 @@ class Pair:
         return loss.to(device=student.device, dtype=dtype)
 
     def term(
-        self,
-        loss: Callable[..., Any],
-        student_feature: Tensor,
-        teacher_feature: Tensor,
-        mask: Tensor | None,
+        self, loss: Callable[..., Any], student: Tensor, teacher: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Returns the loss of two captured features, unweighted.
+        """Returns the loss of two features, unweighted.
 
         Args:
-            loss: what :meth:`build_loss` built, or calls it.
-            student_feature: the student's, as captured.
-            teacher_feature: the teacher's, as captured; moved to the student's device.
+            loss: what :meth:`build_loss` built.
+            student: the student's feature, as :meth:`prepare` returns it.
+            teacher: the teacher's.
             mask: ``(N, L)``; reaches the loss if the features are tokens.
 
         Returns:
@@ -130,7 +126,6 @@ class Pair:
             TypeError: if a feature is not floating point.
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
-        student, teacher = self.prepare(student_feature, teacher_feature)
         try:
             if mask is not None and student.ndim == 3:
                 value = loss(student, teacher, mask=mask.to(student.device))
@@ -154,9 +149,11 @@ class Pair:
             first: refuse a shape that looks like NHWC where nothing says so. Not in training,
                 where one of many resolutions may happen to look like that.
         """
-        dims = self._channel_dims
-        student = self._prepared("student", student, self.student_transform, dims[0], first)
-        teacher = self._prepared("teacher", teacher, self.teacher_transform, dims[1], first)
+        transforms = self.student_transform, self.teacher_transform
+        if first or self.channel_dim is not None or any(transforms):
+            dims = self._channel_dims
+            student = self._prepared("student", student, transforms[0], dims[0], first)
+            teacher = self._prepared("teacher", teacher, transforms[1], dims[1], first)
         return student, teacher.to(student.device)
 
     def _prepared(

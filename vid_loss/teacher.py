@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .guards import plain_tensors
-from .taps import FeatureTap
+from .taps import FeatureTap, Given
 
-_DEEPEST = 6  # a batch is a mapping of lists of targets, say; what is deeper is no input
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -50,6 +49,9 @@ class Teacher:
         layers: specs of the layers to read.
         inputs: maps the student's arguments to the teacher's; None gives it the same.
         dtype: runs the teacher under autocast in this dtype; None leaves it as it is.
+
+    Attributes:
+        beside: the device that it is on and its inputs are; None if it follows nobody.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Teacher:
         self.tap = FeatureTap(model, layers, record="read", owner="teacher")
         self.inputs = inputs
         self.dtype = dtype
+        self.beside: torch.device | None = None
         self._borrowed = False
         self._may_nest = any(isinstance(x, nn.TransformerEncoder) for x in self.tap.model.modules())
 
@@ -87,32 +90,40 @@ class Teacher:
         if not self._borrowed and not offloaded:
             self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def features(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def stay_beside(self, given: Given) -> None:
+        """From now on, moves with what it is given, if it is on one device with that."""
+        here = next((x.device for x in given.tensors), None)
+        if {p.device for p in self.tap.model.parameters()} == {here}:
+            self.beside = here
+
+    def follow(self, now: torch.device, student: nn.Module) -> None:
+        """Moves to where the inputs are, if the student is there as well."""
+        if self.beside is not None and now in {p.device for p in student.parameters()}:
+            self.move(lambda tensor: tensor.to(now))
+            self.beside = now
+
+    def features(self, given: Given) -> dict[str, Tensor]:
         """Runs the teacher on the student's arguments.
 
         Raises:
             RuntimeError: if it changes them in place.
             TypeError: if it does not take them.
         """
-        _held, before = _state(args, kwargs)  # held, so that no other tensor gets its id
-        features = self._run_on(args, kwargs)
-        if _state(args, kwargs)[1] != before:
+        inputs = self.arguments(given.args, given.kwargs)
+        try:
+            features = self.run(*inputs)
+        except TypeError as error:
+            message = _misfit(self.tap.model, *inputs)
+            if message is None:
+                raise
+            raise TypeError(message) from error
+        if given.changed():
             raise RuntimeError(
                 "Distiller, teacher: expected its inputs as they were; it, or teacher_inputs, has "
                 "changed them in place, and the student's with them. Clone them in teacher_inputs: "
                 "lambda *args, **kwargs: copy.deepcopy(kwargs or args)."
             )
         return features
-
-    def _run_on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        args, kwargs = self.arguments(args, kwargs)
-        try:
-            return self.run(args, kwargs)
-        except TypeError as error:
-            message = _misfit(self.tap.model, args, kwargs)
-            if message is None:
-                raise
-            raise TypeError(message) from error
 
     @torch.no_grad()
     def arguments(
@@ -128,21 +139,27 @@ class Teacher:
         """Runs the teacher on arguments of its own, in eval mode and without gradients."""
         # Not model.eval(), which some models override to leave a part in train mode. Put back
         # afterwards, because a part may be the student's as well.
-        in_train_mode = [module for module in self.tap.model.modules() if module.training]
+        in_train_mode = _in_train_mode(self.tap.model)
         for module in in_train_mode:
             module.training = False
         padded = plain_tensors(self.tap.model.modules()) if self._may_nest else nullcontext()
         try:
-            with self._precision((args, kwargs)), padded:
+            with self._precision(args, kwargs), padded:
                 return self.tap.read(*args, **kwargs)
         finally:
             for module in in_train_mode:
                 module.training = True
 
-    def _precision(self, inputs: Any) -> AbstractContextManager[Any]:
-        # Weights that are loaded when they are needed are on no device before.
-        held = [p for p in self.tap.model.parameters() if not p.is_meta]
-        device = next((x.device.type for x in held or _tensors(inputs)), "cpu")
+    def _precision(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager[Any]:
+        for parameter in self.tap.model.parameters():
+            if not parameter.is_meta:  # as weights are that are loaded when they are needed
+                device = parameter.device.type
+                break
+        else:
+            tensors = Given(args, kwargs).tensors
+            device = tensors[0].device.type if tensors else "cpu"
         autocast = torch.is_autocast_enabled(device)
         if self.dtype is None and not autocast:
             return nullcontext()
@@ -152,34 +169,20 @@ class Teacher:
         return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
-def _state(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Returns the tensors in a call's arguments; which they are and how often they were changed."""
-    tensors: list[Tensor] = []
-    if torch.compiler.is_compiling():
-        return tensors, []  # it has no such count
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            tensors.append(value)
-        else:
-            tensors.extend(_tensors(value))
-    return tensors, [(id(x), 0 if x.is_inference() else x._version) for x in tensors]
-
-
-def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Yields the tensors in lists, mappings and objects that hold some, as a batch may be."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth < _DEEPEST and not isinstance(value, str | bytes | nn.Module):
-        if isinstance(value, Mapping):
-            entries: Iterable[Any] = value.values()
-        elif isinstance(value, list | tuple):
-            entries = value
-        else:
-            entries = vars(value).values() if hasattr(value, "__dict__") else ()
-        for entry in list(entries):
-            yield from _tensors(entry, depth + 1)
+def _in_train_mode(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules of a model that are in train mode. In every step, so not by modules()."""
+    found: list[nn.Module] = []
+    seen: set[nn.Module] = set()
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is None or module in seen:
+            continue
+        seen.add(module)
+        if module.training:
+            found.append(module)
+        waiting.extend(module._modules.values())
+    return found
 
 
 def _misfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """The losses and lambdas of the pairs: equation (2) of the paper without its models."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Literal
 
@@ -8,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._finite import FiniteTeacher
-from ._notice import Notice
+from ._finite import FiniteTeacher, is_finite
+from ._notice import AT_CALL, Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
 from .pairs import Pair, check_weight
-
-# Between 2e-3 and 2e-2, which explain about as much: examples/paper/q_fit, by validation data.
-HEAD_LEARNING_RATE = 5e-3
+from .rates import groups_of
 
 
 class PairTerms(nn.Module):
@@ -56,9 +55,10 @@ class PairTerms(nn.Module):
         with undisturbed(self.losses):
             for pair, loss in zip(self.pairs.values(), self.losses.values(), strict=True):
                 student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-                pair.term(loss, student, teacher, mask)
+                pair.term(loss, *pair.prepare(student, teacher), mask)
         self.terms: dict[str, Tensor] = {}
         self._notice = Notice()
+        self._places: dict[str, torch.device] = {}  # of each loss, in the last step
 
     def weighted(
         self,
@@ -71,34 +71,48 @@ class PairTerms(nn.Module):
         In one process, those of weight 0 are left out. Several reduce the gradients of all heads
         together, and would wait for those that have none.
         """
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if self._finite.infinite and not compiling:
             self._finite.look()
-        terms = {
-            name: self._term(name, student_features, teacher_features, mask)
-            for name, weight in self.weights.items()
-            if weight or several_processes()
-        }
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._notice.on_call(self.vid_losses, self.weights)
-        return {name: self.weights[name] * term for name, term in terms.items()}
+        terms, weighted = {}, {}
+        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
+            weight = self.weights[name]
+            if not weight and not several_processes():
+                continue
+            student, teacher = pair.prepare(
+                student_features[pair.student], teacher_features[pair.teacher]
+            )
+            if not compiling and self._places.get(name) != student.device:
+                self._move(name, loss, student.device)
+            if teacher.is_cpu and not compiling:
+                term = pair.term(loss, student, teacher, mask)
+                if not math.isfinite(term.item()):
+                    self._finite.refuse(name, teacher, mask)
+            else:
+                finite = is_finite(teacher, mask)
+                term = pair.term(loss, student, torch.where(finite, teacher, 0), mask)
+                term = torch.where(finite, term, 0)
+                self._finite.note(name, finite)
+            terms[name] = term.detach()
+            weighted[name] = weight * term
+        self.terms = terms
+        if self.training and not compiling and torch.is_grad_enabled():
+            self._notice.calls += 1
+            if self._notice.calls >= AT_CALL and self._notice.is_open:
+                self._notice.look(self.vid_losses(), self.weights)
+        return weighted
 
-    def _term(
-        self,
-        name: str,
-        student_features: Mapping[str, Tensor],
-        teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
-    ) -> Tensor:
-        pair, loss = self.pairs[name], self.losses[module_key(name)]
+    def _move(self, name: str, loss: nn.Module, device: torch.device) -> None:
+        """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
+        first = next(chain(loss.parameters(), loss.buffers()), None)
+        if first is not None and first.device != device:
+            loss.to(device)
+        self._places[name] = device
 
-        def of_prepared(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Any:
-            if not torch.compiler.is_compiling():
-                _follow(loss, student.device)
-            return self._finite.term(name, loss, student, teacher, mask)
-
-        student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-        return pair.term(of_prepared, student, teacher, mask)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PairTerms":
+        self._places.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
 
     def set_weight(self, name: str, weight: float) -> None:
         """Changes a pair's weight, also in the middle of training. It is not in the state dict.
@@ -160,51 +174,15 @@ class PairTerms(nn.Module):
 
         Args:
             optimizer: what they are for; None if it is yet to be built.
-            lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
-                ``HEAD_LEARNING_RATE``, which is for Adam, without one. None leaves it to the
-                optimizer.
+            lr: their learning rate. ``"auto"`` is :func:`~vid_loss.rates.head_learning_rate` of
+                the optimizer, and ``HEAD_LEARNING_RATE``, which is for Adam, without one. None
+                leaves it to the optimizer.
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
         Returns:
             One group, or two if there is a decay.
         """
-        if lr == "auto":
-            lr = HEAD_LEARNING_RATE if optimizer is None else head_learning_rate(optimizer)
-        rate = {} if lr is None else {"lr": lr}
-        parameters = list(self.parameters())
-        if not weight_decay:
-            return [{"params": parameters, "weight_decay": 0.0, **rate}] if parameters else []
-        decayed = [p for p in parameters if p.ndim > 1]
-        others = [p for p in parameters if p.ndim <= 1]
-        groups = ((decayed, weight_decay), (others, 0.0))
-        return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
-
-
-def head_learning_rate(optimizer: Optimizer | str, lr: float | None = None) -> float:
-    """Returns the rate at which heads are fitted beside a student, whatever the student's is.
-
-    Adam and its relatives move a weight by the rate itself, however large the gradient is: their
-    heads have ``HEAD_LEARNING_RATE`` at least. For others it is the student's.
-
-    Args:
-        optimizer: the student's, or its name.
-        lr: its rate; that of its first group if None.
-    """
-    # By name, because most of them are in other libraries and share no class.
-    name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
-    if lr is None and not isinstance(optimizer, str):
-        lr = optimizer.param_groups[0]["lr"]
-    rate = float(lr or 0)
-    return max(rate, HEAD_LEARNING_RATE) if "adam" in name.lower() else rate
-
-
-def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Sums the terms of the pairs, which may be on several devices."""
-    first, *more = terms.values()
-    for term in more:
-        # A model that is split over devices has its layers, and so its heads, on several.
-        first = first + term.to(first.device)
-    return first
+        return groups_of(list(self.parameters()), optimizer, lr, weight_decay)
 
 
 def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
@@ -238,10 +216,3 @@ def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
 def module_key(name: str) -> str:
     """A pair's name as a module's, which must have no dot."""
     return name.replace(".", "/")
-
-
-def _follow(loss: nn.Module, device: torch.device) -> None:
-    """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
-    first = next(chain(loss.parameters(), loss.buffers()), None)
-    if first is not None and first.device != device:
-        loss.to(device)

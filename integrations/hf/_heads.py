@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vid_loss.distiller import Distiller
 from vid_loss.guards import several_processes
 from vid_loss.taps import UncopiedHook
-from vid_loss.terms import total
 
 from ._inputs import arguments_of, forward_of
 
@@ -59,12 +58,8 @@ class StudentHeads(UncopiedHook):
         if self.prepared is None or module is not self.student:
             return None
         features, mask = self.prepared
-        if not features:
-            return output, self.distiller()
         with self.autocast():
-            # Not its forward, which looks whether the heads are trained: the Trainer's has been.
-            terms = self.distiller.weighted_terms(teacher_features=features, token_mask=mask)
-        return output, total(terms)
+            return output, self.distiller(teacher_features=features, token_mask=mask)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -131,12 +126,13 @@ class Transfer:
         if args:
             batch.update(zip(arguments_of(forward_of(heads.student)), args, strict=False))
         batch.pop("num_items_in_batch", None)
+        mask = heads.mask_of(batch)
         features: dict[str, Tensor] = {}
         if any(heads.distiller.weights.values()) or several_processes():
             # The student's forward has the autocast that Accelerate gives it; the teacher's none.
             with heads.autocast():
                 features = heads.distiller.teacher_features(batch=batch)
-        heads.prepared = features, heads.mask_of(batch)
+        heads.prepared = features, mask
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:
         if self.heads.prepared is None:

@@ -74,7 +74,9 @@ class TransferLoss:
         scaled = self._is_scaled(kwargs.get("num_items_in_batch"))
         if self._ignores_count:
             kwargs["num_items_in_batch"] = None
-        batch = self.columns.for_student(inputs)
+        batch = {**inputs}
+        for name in self.columns.teacher_only:
+            batch.pop(name, None)
         with Transfer(model, heads, inputs) as transfer:
             result = self._task_loss(model, batch, *args, **kwargs)
         task, *outputs = result if isinstance(result, tuple) else (result,)

@@ -7,7 +7,7 @@ from transformers import Trainer
 
 from vid_loss.distiller import Distiller
 from vid_loss.guards import holds_all
-from vid_loss.terms import head_learning_rate
+from vid_loss.rates import head_learning_rate
 
 
 def give_heads_groups(
@@ -18,7 +18,7 @@ def give_heads_groups(
     Args:
         optimizer: holds the heads among other parameters, or nothing of them.
         distiller: has the heads.
-        learning_rate: theirs; :func:`~vid_loss.terms.head_learning_rate` if None.
+        learning_rate: theirs; :func:`~vid_loss.rates.head_learning_rate` if None.
     """
     heads = {id(parameter) for parameter in distiller.parameters()}
     for group in list(optimizer.param_groups):

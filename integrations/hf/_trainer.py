@@ -179,10 +179,10 @@ class VIDTrainerMixin(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Takes a step's gradients; heads that nothing weighs get none."""
         loss = super().training_step(*args, **kwargs)
-        distiller = self.distiller
-        if distiller is not None and not any(distiller.weights.values()):
+        heads = self._transfer.heads
+        if heads is not None and not any(heads.distiller.weights.values()):
             # Their zeros would change the last bit of the norm that gradients are clipped by.
-            for parameter in distiller.parameters():
+            for parameter in heads.distiller.parameters():
                 parameter.grad = None
         return loss
 

@@ -10,7 +10,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
-from vid_loss.terms import HEAD_LEARNING_RATE, head_learning_rate
+from vid_loss.rates import HEAD_LEARNING_RATE, head_learning_rate
 
 from ._groups import param_groups_vid
 from ._task import VIDTask

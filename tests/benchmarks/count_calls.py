@@ -64,18 +64,22 @@ def counted() -> Iterator[list[CodeType]]:
 
 
 def calls_of_plain_step() -> list[CodeType]:
-    """The third step of a plain loop: the second looks whether the heads are trained."""
+    """The third step of a plain loop: the first two look into the optimizer."""
     student, teacher, batch = Net(5), Net(7), torch.randn(2, 4)
     distiller = Distiller(student, teacher, {"body": "body"}, example=batch)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)
     for _ in range(3):
         with counted() as calls:
             student(batch)
-            distiller(batch)
+            loss = distiller(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return calls
 
 
 def calls_of_trainer_step() -> list[CodeType]:
-    """The second training step of a Trainer: the first looks into the optimizer."""
+    """The third training step of a Trainer: the first two look into the optimizer."""
     steps: list[list[CodeType]] = []
 
     class Counted(VIDTrainer):
@@ -85,11 +89,11 @@ def calls_of_trainer_step() -> list[CodeType]:
             steps.append(calls)
             return loss
 
-    rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(8)]
+    rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(12)]
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
-            max_steps=2,
+            max_steps=3,
             per_device_train_batch_size=4,
             logging_strategy="no",
             save_strategy="no",

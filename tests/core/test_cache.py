@@ -8,6 +8,7 @@ from _models import images
 
 from vid_loss import DistillationModel, Distiller
 from vid_loss.cache import FeatureCache
+from vid_loss.taps import Given
 
 
 def test_the_teacher_sees_each_sample_once(uncounted, tmp_path):
@@ -27,7 +28,7 @@ def test_the_teacher_sees_each_sample_once(uncounted, tmp_path):
 def test_a_batch_of_known_and_new_samples_is_put_together_in_order(uncounted, tmp_path):
     student, teacher, distiller = build(FeatureCache(tmp_path, dtype=torch.float32))
     x = images()
-    expected = distiller._teacher.features((x,), {})
+    expected = distiller._teacher.features(Given((x,), {}))
     loss(student, distiller, x[[1, 4]], [1, 4])
     teacher.samples = 0
     got = distiller.teacher_features(x, sample_index=torch.arange(8))

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vid_loss.cache import FeatureCache
+from vid_loss.taps import Given
 
 
 def test_everything_is_written_when_the_first_epoch_is_over_and_once(tmp_path):
@@ -113,7 +114,7 @@ def test_no_flipped_bit_is_served(tmp_path):
     """Of the header too: the file may be left out or refused, or it does not matter."""
     fill(FeatureCache(tmp_path))
     _, _, distiller = build(FeatureCache(tmp_path / "unused"))
-    expected = distiller._teacher.features((images(),), {})
+    expected = distiller._teacher.features(Given((images(),), {}))
     (file,) = tmp_path.glob("*.safetensors")
     whole = file.read_bytes()
     generator = torch.Generator().manual_seed(0)

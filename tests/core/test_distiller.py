@@ -10,7 +10,7 @@ from _models import TinyCNN, TokenNet, cnn_pair, images
 from torch import nn
 
 from vid_loss import ATLoss, DistillationModel, Distiller, FitNetLoss, KDLoss, Pair, VIDLoss
-from vid_loss.terms import HEAD_LEARNING_RATE
+from vid_loss.rates import HEAD_LEARNING_RATE
 
 PAIRS = {"stage1": "stage1", "stage2": "stage2"}
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -233,7 +233,7 @@ def test_the_teacher_may_be_used_for_other_ends():
         teacher(images(2))
         assert torch.isfinite(distiller(images()))
     teacher(images(2))
-    assert not distiller._teacher.tap._recorder.captures
+    assert not distiller._teacher.tap._recorder.last.captures
 
 
 def test_teacher_inputs_maps_what_the_student_sees():

@@ -76,7 +76,7 @@ def test_transforms_come_before_the_layout():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 17, 6)
     loss = pair.build_loss(student, teacher)
     expected = ATLoss()(student, teacher[:, 1:].mT.reshape(2, 6, 4, 4))
-    torch.testing.assert_close(pair.term(loss, student, teacher, None), expected)
+    torch.testing.assert_close(pair.term(loss, *pair.prepare(student, teacher), None), expected)
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
@@ -88,7 +88,8 @@ def test_a_map_that_looks_like_nhwc_must_be_marked_when_its_head_is_built(side):
     Pair("a", "b", channel_dim=-1).build_loss(nhwc, nhwc)
     # In training, one of many resolutions may look like that: (N, 7, 7, 9) of a 7-channel map.
     loss = Pair("a", "b").build_loss(torch.randn(2, 7, 5, 9), torch.randn(2, 7, 5, 9))
-    Pair("a", "b").term(loss, torch.randn(2, 7, 7, 9), torch.randn(2, 7, 7, 9), None)
+    pair, feature = Pair("a", "b"), torch.randn(2, 7, 7, 9)
+    pair.term(loss, *pair.prepare(feature, feature), None)
 
 
 @pytest.mark.parametrize("channel_dim", [(-1,), True, "last", (1, 2, 3), (1, "a")])
@@ -114,7 +115,7 @@ def test_channel_dim_may_differ_between_student_and_teacher():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 6)
     loss = pair.build_loss(student, teacher)
     assert (loss.student_channels, loss.teacher_channels) == (3, 6)
-    assert pair.term(loss, student, teacher, None).shape == ()
+    assert pair.term(loss, *pair.prepare(student, teacher), None).shape == ()
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), 3.0])

@@ -62,7 +62,7 @@ def test_masked_tokens_count_in_nothing_whatever_is_there(offset):
         mask = torch.rand(6, 5) < 0.5
         mask[0] = i > 1  # the first sample may be all padding
         batch = (torch.randn(6, 5, 3) + offset).masked_fill(~mask.unsqueeze(-1), math.nan)
-        count, share = scale.update(batch, mask.long())
+        count, share = scale.update(batch, mask)
         batches.append(batch)
         masks.append(mask)
         assert count == mask.sum()

@@ -179,7 +179,7 @@ def test_evaluation_keeps_no_tensor_alive():
     model = TinyCNN(4).eval()
     tap = FeatureTap(model, ["stage1"], record="training")
     model(images())
-    assert not tap._recorder.captures
+    assert not tap._recorder.last.captures
 
 
 def test_a_layer_called_outside_the_models_forward_is_not_recorded():
@@ -271,8 +271,8 @@ def test_a_forward_that_raises_leaves_no_feature():
     model.fc = nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         model(images())
-    assert not tap._recorder.captures
-    assert not tap._recorder.armed
+    assert not tap._recorder.last.captures
+    assert not tap._recorder.last.armed
     with pytest.raises(RuntimeError, match="has not run forward"):
         tap.collect()
 

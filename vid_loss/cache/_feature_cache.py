@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vid_loss.taps import Given
 from vid_loss.teacher import Teacher
 
 from ._checks import DIGEST, Checks, Places, Rows
@@ -168,7 +169,7 @@ class FeatureCache:
         self, shards: Shards, teacher: Teacher, batch: Batch, new: list[int]
     ) -> tuple[Rows, Batch]:
         """Runs the teacher on the rows of a batch that are new."""
-        features = teacher.features(*batch.rows(new))
+        features = teacher.features(Given(*batch.rows(new)))
         kept = {
             layer: self._rounding.rounded(layer, x, len(new), shards.row_shape(_FEATURE + layer))
             for layer, x in features.items()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vid_loss.taps import Given
 from vid_loss.teacher import Teacher
 
 from ._fingerprint import autocast_dtype
@@ -40,7 +41,7 @@ def proven(
     tolerance, wrong = _tolerance(teacher), ""
     for reading in batch.readings(settled):
         try:
-            features = teacher.features(*reading.rows(rows))
+            features = teacher.features(Given(*reading.rows(rows)))
         except Exception as error:  # a wrong reading may end in any
             wrong = wrong or f"{type(error).__name__}: {error}"
             continue

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .layouts import Kind, channels_of, kind_of, to_common_size
+from .layouts import KINDS, Kind, channels_of, kind_of, to_common_size
 
 
 class FeatureLoss(nn.Module):
@@ -51,6 +51,27 @@ class FeatureLoss(nn.Module):
             TypeError: if a feature is no floating-point tensor.
             ValueError: if they do not fit together, or not this loss.
         """
+        if isinstance(student, Tensor) and isinstance(teacher, Tensor) and student.ndim <= 4:
+            shape, other = student.shape, teacher.shape
+            channel = 1 if len(shape) == 4 else -1
+            positions = shape[2:] == other[2:] if channel == 1 else shape[:-1] == other[:-1]
+            if (
+                positions
+                and shape[0] == other[0]
+                and len(shape) == len(other)
+                and KINDS.get(len(shape)) in self.kinds
+                and self.student_channels in (None, shape[channel])
+                and self.teacher_channels in (None, other[channel])
+                and (mask is None or (len(shape) == 3 and mask.shape == shape[:2]))
+                and student.is_floating_point()
+                and teacher.is_floating_point()
+            ):
+                return student, teacher  # nothing to do, as in nearly all steps
+        return self._made_to_match(student, teacher, mask)
+
+    def _made_to_match(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         for owner, feature in (("student", student), ("teacher", teacher)):
             if not isinstance(feature, Tensor) or not feature.is_floating_point():
                 got = feature.dtype if isinstance(feature, Tensor) else type(feature).__name__

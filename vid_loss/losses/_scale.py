@@ -7,10 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vid_loss.guards import several_processes
-
-from .layouts import kind_of, per_channel
-
 _RESOLUTION = 1e-12  # a variance below this share of the squared mean is float32's rounding
 _LEAST_SHARE = 1e-3  # what a batch counts for at least, when many came before it
 
@@ -86,89 +82,87 @@ class TeacherScale(Estimates):
         self.register_estimate("var", torch.ones(channels))
 
     @torch.no_grad()
-    def update(self, feature: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def update(
+        self, feature: Tensor, mask: Tensor | None, *, joined: bool = False
+    ) -> tuple[int | Tensor, Tensor]:
         """Takes a batch into the estimates.
 
         Args:
             feature: ``(N, C)``, ``(N, L, C)`` or ``(N, C, H, W)``, in float32 or wider.
-            mask: ``(N, L)`` for tokens, nonzero at those that count.
+            mask: ``(N, L)`` for tokens, boolean, set at those that count.
+            joined: whether the batch is that of all processes, each of which makes this call.
 
         Returns:
-            How many positions the batch had in all processes, ``()``, and which share of all that
-            were seen they are, ``(C,)``.
+            How many positions the batch had, and which share of all that were seen they are,
+            ``(C,)``.
         """
-        count, mean, var = moments(feature, mask, self.mean, self.positions)
-        finite = torch.isfinite(mean + var)  # what is not would stay for ever
-        mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
-        counted = torch.where(finite, count, 0)
-        total = self.positions + counted
-        share = (counted / total.clamp(min=1)).clamp(min=_LEAST_SHARE)
+        count, mean, var = _moments(feature, mask, len(self.mean))
+        if joined:
+            count, mean, var = _joined(count, mean, var)
+        finite = torch.isfinite(var)  # what is not would stay for ever
+        counted = finite * count
+        self.positions.add_(counted)
+        share = (counted / self.positions.clamp(min=1)).clamp_(min=_LEAST_SHARE)
         share = torch.where(counted > 0, share, 0)
-        difference = mean - self.mean
-        spread = self.var + share * difference.square()
-        var = torch.where(self.positions > 0, spread + share * (var - spread), var)
-        self.var.copy_(torch.where(share > 0, var, self.var))
-        self.mean.add_(share * difference)
-        self.positions.copy_(total)
+        mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
+        away = mean - self.mean
+        self.mean.lerp_(mean, share)  # exact where the share is 1: there was nothing before
+        self.var.lerp_(var, share).addcmul_(share * away, mean - self.mean)
         return count, share
 
     def alive(self) -> Tensor:
         """Returns which channels change, beyond rounding: ``(C,)``, boolean."""
         return self.var > _RESOLUTION * self.mean.square()
 
+    def away(self, prediction: Tensor, feature: Tensor, alive: Tensor) -> Tensor:
+        """Returns a prediction of the standardized feature, less that feature.
 
-def moments(
-    feature: Tensor, mask: Tensor | None, mean: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns count ``()``, mean and variance ``(C,)`` of a batch, all processes' together.
+        Args:
+            prediction: in the layout and the dtype of the feature.
+            feature: as the teacher gave it.
+            alive: which channels change; one that does not becomes 0, its mean.
+        """
+        factor, mean = torch.where(alive, self.var.rsqrt(), 0), self.mean
+        if feature.ndim == 4:
+            factor, mean = factor.view(-1, 1, 1), mean.view(-1, 1, 1)
+        return torch.addcmul(prediction, mean - feature, factor)
 
-    Args:
-        feature: the batch.
-        mask: which tokens count.
-        mean: an estimate of the mean to sum around: sums of squares around 0 would lose the
-            variance of a channel whose mean is large.
-        positions: 0 where there is no estimate yet; then the first sample, or the first token that
-            counts, gives one.
+
+def _moments(
+    feature: Tensor, mask: Tensor | None, channels: int
+) -> tuple[int | Tensor, Tensor, Tensor]:
+    """Returns how many positions a batch has, mean and variance ``(C,)``; the latter in two passes.
+
+    In one, sums of squares would lose the variance of a channel whose mean is large.
     """
-    kind = kind_of(feature.shape)
-    dims = (0, 2, 3) if kind == "map" else tuple(range(feature.ndim - 1))
+    is_map = feature.ndim == 4
+    dims = (0, 2, 3) if is_map else tuple(range(feature.ndim - 1))
+    count: int | Tensor = feature.numel() // max(channels, 1)
+    divisor = max(count, 1) if mask is None else mask.sum().clamp(min=1)
     if mask is not None:
-        padded = ~mask.bool().unsqueeze(-1)
+        count = mask.sum()
+        padded = ~mask.unsqueeze(-1)
         feature = feature.masked_fill(padded, 0)  # it may be NaN there
-    if not feature.numel():
-        sample = mean
-    elif mask is None:
-        sample = feature[:1].mean(dims)
+    mean = feature.sum(dims) / divisor
+    centered = feature - (mean.view(-1, 1, 1) if is_map else mean)
+    if mask is not None:
+        centered.masked_fill_(padded, 0)
+    if is_map:
+        squares = torch.linalg.vector_norm(centered.flatten(2), dim=2).square_().sum(0)
     else:
-        valid = mask.bool().int().argmax().view(1)  # an index tensor: nobody waits for the device
-        sample = feature.flatten(0, 1).index_select(0, valid).squeeze(0)
-    center = torch.where(positions > 0, mean, sample)
-    centered = feature - per_channel(center, feature.ndim)
-    if mask is None:
-        count = positions.new_full((), feature.numel() // max(len(mean), 1))
-    else:
-        centered = centered.masked_fill_(padded, 0)
-        count = (~padded).sum().to(positions)
-    first = centered.sum(dims)
-    if kind == "map":
-        second = torch.linalg.vector_norm(centered.flatten(2), dim=2).square_().sum(0)
-    else:
-        second = centered.square_().sum(dims)
-    divisor = count.clamp(min=1)
-    mean, var = center + first / divisor, second / divisor - (first / divisor).square()
-    if not several_processes():
-        return count, mean, var.clamp_(min=0)
+        squares = centered.square_().sum(dims)
+    return count, mean, squares / divisor
+
+
+def _joined(count: int | Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the moments of all processes' batches together."""
     # In float64, which has digits enough for the squared means.
-    mean, var, weight = mean.double(), var.double(), count.double()
-    joined = torch.stack([weight.expand_as(mean), weight * mean, weight * (var + mean.square())])
-    weight, first, second = sum_over_processes(joined).unbind()
-    mean = first / weight.clamp(min=1)
-    var = (second / weight.clamp(min=1) - mean.square()).clamp(min=0)
-    return weight[0].to(count), mean.to(center), var.to(center)
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Sums a tensor over all processes; every one of them must call this."""
-    if several_processes():
-        torch.distributed.all_reduce(values)
-    return values
+    mean64, var64 = mean.double(), var.double()
+    weight = torch.ones_like(mean64) * count
+    sums = torch.stack([weight, weight * mean64, weight * (var64 + mean64.square())])
+    torch.distributed.all_reduce(sums)
+    weight, first, second = sums.unbind()
+    divisor = weight.clamp(min=1)
+    joined_mean = first / divisor
+    joined_var = (second / divisor - joined_mean.square()).clamp(min=0)
+    return weight[0].to(mean), joined_mean.to(mean), joined_var.to(var)

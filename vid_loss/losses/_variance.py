@@ -1,6 +1,7 @@
-"""The variance of q(t|s), one number per channel: fitted in closed form, or trained."""
+"""Squared residuals, and the variance of q(t|s): fitted to them in closed form, or trained."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,41 @@ from torch import Tensor, nn
 
 from ._scale import Estimates
 from .layouts import compute_dtype
+
+
+def sum_of_squares(residual: Tensor) -> Tensor:
+    """Returns the sum of ``residual ** 2`` over positions, ``(N, C)``."""
+    if residual.ndim == 2:
+        return residual.square()
+    if residual.ndim == 3:
+        squared: Tensor = _SumOfSquares.apply(residual, 1)
+    else:
+        squared = _SumOfSquares.apply(residual.flatten(2), 2)
+    return squared
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """Reads the map once in forward and once in backward, and keeps it alone.
+
+    ``(r * r).sum()`` would write a second map of the same size. The norm has no such map, but its
+    own backward passes three times over the residual; and a norm over batch and positions at once
+    accumulates its rounding (1e-5 on 128 x 32 x 32 x 32, against 1e-7).
+    """
+
+    @staticmethod
+    def forward(residual: Tensor, dim: int) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(residual, dim=dim)
+        return norm.square_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        residual, ctx.dim = inputs
+        ctx.save_for_backward(residual)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (residual,) = ctx.saved_tensors
+        return residual * (2 * gradient).unsqueeze(ctx.dim), None
 
 
 class RunningVariance(Estimates):
@@ -41,17 +77,23 @@ class RunningVariance(Estimates):
         self.register_estimate("var", torch.ones(channels))
 
     @torch.no_grad()
-    def update(self, mean_square: Tensor, share: Tensor) -> None:
+    def update(
+        self, squared: Tensor, count: int | Tensor, share: Tensor, *, joined: bool = False
+    ) -> None:
         """Takes a batch into the estimate.
 
         Args:
-            mean_square: the batch's mean squared residuals, ``(C,)``.
+            squared: the batch's squared residuals, ``(N, C)``, summed over positions.
+            count: how many positions there are, in all processes if they are joined.
             share: which part of all positions so far the batch is, ``(C,)``; 0 leaves the estimate.
+            joined: whether the batch is that of all processes, each of which makes this call.
         """
+        squares = squared.sum(0)
+        if joined:
+            torch.distributed.all_reduce(squares)
+        mean = squares / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
         weight = torch.where(share > 0, share.clamp(min=self.momentum), 0)
-        difference = mean_square - self.var
-        difference = torch.where(torch.isfinite(difference), difference, 0)
-        self.var.add_(weight * difference)
+        self.var.lerp_(torch.where(torch.isfinite(mean), mean, self.var), weight)
 
     def forward(self) -> Tensor:
         """Returns the variances, ``(C,)``, in float32 or wider: a copy, which no update changes."""

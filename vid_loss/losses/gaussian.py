@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ._variance import sum_of_squares
 from .layouts import channels_of, compute_dtype
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
@@ -91,41 +92,6 @@ def nll_of_squares(
         divisor = mask.sum() * len(var)
     # A tensor where a mask decides: reading it would make the host wait for the device.
     return total / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
-
-
-def sum_of_squares(residual: Tensor) -> Tensor:
-    """Returns the sum of ``residual ** 2`` over positions, ``(N, C)``."""
-    if residual.ndim == 2:
-        return residual.square()
-    if residual.ndim == 3:
-        squared: Tensor = _SumOfSquares.apply(residual, 1)
-    else:
-        squared = _SumOfSquares.apply(residual.flatten(2), 2)
-    return squared
-
-
-class _SumOfSquares(torch.autograd.Function):
-    """Reads the map once in forward and once in backward, and keeps it alone.
-
-    ``(r * r).sum()`` would write a second map of the same size. The norm has no such map, but its
-    own backward passes three times over the residual; and a norm over batch and positions at once
-    accumulates its rounding (1e-5 on 128 x 32 x 32 x 32, against 1e-7).
-    """
-
-    @staticmethod
-    def forward(residual: Tensor, dim: int) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(residual, dim=dim)
-        return norm.square_()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        residual, ctx.dim = inputs
-        ctx.save_for_backward(residual)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (residual,) = ctx.saved_tensors
-        return residual * (2 * gradient).unsqueeze(ctx.dim), None
 
 
 def _check_arguments(

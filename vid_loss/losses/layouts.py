@@ -14,7 +14,7 @@ from torch import Tensor
 
 Kind = Literal["vector", "tokens", "map"]
 
-_KINDS: dict[int, Kind] = {2: "vector", 3: "tokens", 4: "map", 5: "map"}
+KINDS: dict[int, Kind] = {2: "vector", 3: "tokens", 4: "map", 5: "map"}
 _POOL: dict[int, Callable[..., Tensor]] = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 
 
@@ -31,12 +31,12 @@ def kind_of(shape: Sequence[int]) -> Kind:
         >>> kind_of((8, 64, 14, 14))
         'map'
     """
-    if len(shape) not in _KINDS:
+    if len(shape) not in KINDS:
         raise ValueError(
             "expected a feature (N, C), (N, L, C), (N, C, H, W) or (N, C, D, H, W); got shape "
             f"{tuple(shape)}. Reshape it to one of these."
         )
-    return _KINDS[len(shape)]
+    return KINDS[len(shape)]
 
 
 def channels_of(shape: Sequence[int]) -> int:
@@ -95,11 +95,6 @@ def to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     ]
     student, teacher = (x.flatten(2, -2) for x in pooled)
     return student, teacher
-
-
-def per_channel(values: Tensor, ndim: int) -> Tensor:
-    """Returns ``(C,)`` in a shape that broadcasts over the positions of a feature."""
-    return values.view(-1, 1, 1) if ndim == 4 else values
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

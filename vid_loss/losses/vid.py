@@ -7,12 +7,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from vid_loss.guards import several_processes
+
 from ._base import FeatureLoss, match_dtype
-from ._scale import TeacherScale, sum_over_processes
-from ._variance import RunningVariance, TrainedVariance
-from .gaussian import Reduction, nll_of_squares, sum_of_squares
+from ._scale import TeacherScale
+from ._variance import RunningVariance, TrainedVariance, sum_of_squares
+from .gaussian import Reduction, nll_of_squares
 from .heads import Norm, TokenHead, mean_head
-from .layouts import channels_of, compute_dtype, kind_of, per_channel
+from .layouts import channels_of, compute_dtype, kind_of
 from .stats import PairStats
 
 Variance = Literal["running", "trained"]
@@ -134,26 +136,30 @@ class VIDLoss(FeatureLoss):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         mask = None if mask is None else mask.bool()
-        mean = self._mean(student_feature, mask)
+        mean, teacher_feature = self._predicted(student_feature, teacher_feature, mask)
+        joined = self.training and several_processes()
         with torch.autocast(mean.device.type, enabled=False):
-            target = teacher_feature.to(compute_dtype(mean, teacher_feature))
-            count, share = self.scale.update(target, mask) if self.training else (None, None)
-            residual = self._residual(mean.to(target.dtype), target)
+            dtype = torch.promote_types(mean.dtype, teacher_feature.dtype)
+            target = teacher_feature.to(torch.promote_types(dtype, torch.float32))
+            if self.training:
+                count, share = self.scale.update(target, mask, joined=joined)
+            alive = self.scale.alive() if self.standardize else None
+            mean = mean.to(target.dtype)
+            residual = mean - target if alive is None else self.scale.away(mean, target, alive)
             if mask is not None:
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
             squared = sum_of_squares(residual)
-            if self.standardize:  # a channel that never changes teaches nothing
-                alive = self.scale.alive()
+            if alive is not None:  # a channel that never changes teaches nothing
                 squared = torch.where(alive, squared, 0)
-                share = share if share is None else torch.where(alive, share, 0)
-            if count is not None and share is not None:
-                joined = sum_over_processes(squared.detach().sum(0))
-                self.running_var.update(joined / count.clamp(min=1), share)
+            if self.training:
+                share = share if alive is None else torch.where(alive, share, 0)
+                self.running_var.update(squared, count, share, joined=joined)
                 positions = math.prod(target.shape) / max(squared.numel(), 1)
                 self._positions = positions if mask is None else mask.sum() / max(len(mask), 1)
-            return nll_of_squares(squared, self.variance(), target.shape, mask, self.reduction)
+            var: Tensor = (self.trained_var or self.running_var)()
+            var = var if alive is None else torch.where(alive, var, 1)
+            return nll_of_squares(squared, var, target.shape, mask, self.reduction)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -167,32 +173,28 @@ class VIDLoss(FeatureLoss):
             ``(N,)``, ``(N, L)`` or ``(N, H, W)``, in nats per element. In eval mode, the mean of
             all is the negative of :meth:`forward` with reduction ``'mean'``.
         """
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
-        mean = self._mean(student_feature, None)
+        mean, teacher_feature = self._predicted(student_feature, teacher_feature, None)
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
-        residual = self._residual(mean.to(target.dtype), target)
+        alive = self.scale.alive() if self.standardize else None
+        mean = mean.to(target.dtype)
+        residual = mean - target if alive is None else self.scale.away(mean, target, alive)
         channel = 1 if kind_of(residual.shape) == "map" else -1
         var = self.variance()
         nll = residual.movedim(channel, -1).square() / var + var.log()
         log_likelihood: Tensor = -0.5 * nll.mean(dim=-1)
         return log_likelihood
 
-    def _mean(self, student_feature: Tensor, mask: Tensor | None) -> Tensor:
+    def _predicted(
+        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what the head says, and the teacher's feature in the same size."""
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         student_feature = match_dtype(student_feature, self.head)
         if isinstance(self.head, TokenHead):
             mean: Tensor = self.head(student_feature, mask)
         else:
             mean = self.head(student_feature)
-        return mean
-
-    def _residual(self, mean: Tensor, target: Tensor) -> Tensor:
-        """Returns the prediction less the feature, in the teacher's units."""
-        if not self.standardize:
-            return mean - target
-        # A channel that never changes becomes 0, its mean.
-        factor = torch.where(self.scale.alive(), self.scale.var.rsqrt(), 0)
-        away = per_channel(self.scale.mean, target.ndim) - target
-        return torch.addcmul(mean, away, per_channel(factor, target.ndim))
+        return mean, teacher_feature
 
     def variance(self) -> Tensor:
         """Returns q's variances, ``(C,)``, as shares of the teacher's if it is standardized.

@@ -1,8 +1,8 @@
 """Features of named layers, read by forward hooks while a model runs."""
 
-from ._batches import Batch, batch_of
-from ._hooks import UncopiedHook
+from ._hooks import Given, UncopiedHook
 from ._layers import unwrap
+from ._recorder import Batch
 from .tap import FeatureTap
 
-__all__ = ["Batch", "FeatureTap", "UncopiedHook", "batch_of", "unwrap"]
+__all__ = ["Batch", "FeatureTap", "Given", "UncopiedHook", "unwrap"]

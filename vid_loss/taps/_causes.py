@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._hooks import Capture, Recorder
 from ._layers import LayerSpec
+from ._recorder import Capture, Forward, Recorder
 
 _REBUILD = (
     "Change the model first (adapters, SyncBatchNorm, quantization, pruning), then build the "
@@ -32,24 +32,24 @@ def refuse_scripted(modules: dict[str, nn.Module], owner: str) -> None:
             )
 
 
-def nothing_recorded(owner: str, recorder: Recorder) -> str:
+def nothing_recorded(owner: str, recorder: Recorder, forward: Forward) -> str:
     """Says why there is no forward to take features from."""
     when = " in train mode with gradients on" if recorder.mode == "training" else ""
     first = f"The {owner} has not run forward{when} since its features were last taken"
-    if recorder.outside:
+    if forward.outside:
         return (
-            f"{first}: its layer {recorder.outside!r} ran, but not in a call of the {owner} "
+            f"{first}: its layer {forward.outside!r} ran, but not in a call of the {owner} "
             f"itself, which is what hooks see. Call {owner}(...), not {owner}.forward(...) or a "
             "method such as forward_features or encode_image. To train one part of it alone, "
             "build the Distiller from that part, or from a module whose forward calls the method; "
             "to train what torch.fx or another converter made of it, from that."
         )
-    if recorder.passed:
+    if forward.passed:
         turn_on = f"Call {owner}.train() before it"
-        if recorder.passed != "in eval mode":
+        if forward.passed != "in eval mode":
             turn_on = "Run it outside torch.no_grad() and torch.inference_mode()"
         return (
-            f"{first}: the last forward ran {recorder.passed}. {turn_on}; in evaluation use the "
+            f"{first}: the last forward ran {forward.passed}. {turn_on}; in evaluation use the "
             "task loss alone."
         )
     advice = f"Call {owner}(...) on the batch first, once for each loss."

@@ -1,90 +1,64 @@
-"""The hooks of a tap, and what they write to."""
+"""The hooks of a tap, and what they note of a call."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ._batches import Batches, batch_of
 from ._layers import LayerSpec
+from ._recorder import Batch, Capture, Complete, Forward, Recorder
 
-Mode = Literal["always", "training", "read"]
-
-
-class Capture(NamedTuple):
-    """A feature, and what must still hold when it is used."""
-
-    tensor: Tensor
-    version: int | None  # None where torch keeps no version: compiled, or in inference mode
-    without_grad: Literal["", "no_grad", "checkpoint"]  # what turned them off in training
-    calls: int
+_DEEPEST = 6  # a batch is a mapping of lists of targets, say; what is deeper is no input
 
 
-class Complete(Exception):
-    """Raised out of a model's forward when its last tapped layer has been read."""
-
-
-class Recorder:
-    """What the hooks write to.
-
-    It knows no module, so that hooks keep neither a tap nor a model alive.
+class Given:
+    """What a model is called with.
 
     Attributes:
-        mode: which forwards are recorded.
-        stop_after: end the forward with :class:`Complete` when so many layers have been read.
-        copied: whether the model has been deep-copied since it was tapped.
-        compiled: whether the last forward was a compiled one.
-        armed: whether a forward is being recorded.
-        inside: whether the model is running, recorded or not.
-        ran: whether a recorded forward has ended.
-        passed: why the last forward was not recorded, in words.
-        outside: a tapped layer that ran while the model did not.
-        captures: the features of the last recorded forward.
-        batches: what the last recorded forwards were given.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        tensors: those in lists, mappings and objects too, as a batch may be. None while compiling,
+            which knows no identities.
     """
 
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
-        self.stop_after: int | None = None
-        self.copied = False
-        self.compiled = False
-        self.inside = False
-        self.batches = Batches()
-        self.clear()
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        self.tensors: list[Tensor] = []
+        self._state: list[tuple[int, int]] = []
+        level = [] if torch.compiler.is_compiling() else [*args, *kwargs.values()]
+        for _ in range(_DEEPEST):
+            deeper: list[Any] = []
+            for value in level:
+                if isinstance(value, Tensor):
+                    self.tensors.append(value)  # held, so that no other tensor gets its id
+                    self._state.append((id(value), 0 if value.is_inference() else value._version))
+                elif isinstance(value, Mapping):
+                    deeper.extend(value.values())
+                elif isinstance(value, list | tuple):
+                    deeper.extend(value)
+                elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+                    deeper.extend(vars(value).values())
+            level = deeper
 
-    def clear(self) -> None:
-        """Forgets the last forward."""
-        self.armed = False
-        self.ran = False
-        self.passed = ""
-        self.outside = ""
-        self.captures: dict[str, Capture] = {}
+    def changed(self) -> bool:
+        """Whether a tensor has been written to since, or another stands in its place."""
+        return Given(self.args, self.kwargs)._state != self._state
 
-    def record(self, key: str, tensor: Tensor) -> None:
-        """Keeps a reference to a layer's feature."""
-        # Store only: an operation here would be recomputed by checkpointing, or lost by it.
-        compiling = torch.compiler.is_compiling()
-        version = None if compiling or tensor.is_inference() else tensor._version
-        without_grad: Literal["", "no_grad", "checkpoint"] = ""
-        if self.mode == "training" and not torch.is_grad_enabled():
-            reentrant = not compiling and _in_reentrant_checkpoint()
-            without_grad = "checkpoint" if reentrant else "no_grad"
-        earlier = self.captures.get(key)
-        calls = 1 if earlier is None else earlier.calls + 1
-        self.captures[key] = Capture(tensor, version, without_grad, calls)
-        if len(self.captures) == self.stop_after:
-            # As at the end of a forward, so that nobody takes this for one that failed.
-            self.armed, self.ran = False, True
-            raise Complete
-
-    def note_outside(self, key: str) -> None:
-        """Remembers that a layer ran although the model was not called."""
-        # Backward runs checkpointed layers again, which is nobody's mistake.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
-            self.outside = key
+    def batch(self) -> Batch:
+        """Returns what tells these tensors from others, and keeps none of them alive."""
+        keys = {}
+        for tensor in self.tensors:
+            if tensor.is_inference() or tensor.is_nested or tensor.layout is not torch.strided:
+                continue
+            # Of a slice there is a new tensor each time.
+            base = tensor if tensor._base is None else tensor._base
+            where = (id(base), tensor.storage_offset(), tensor.shape, tensor.stride())
+            keys[where] = weakref.ref(base)
+        return keys
 
 
 def _in_reentrant_checkpoint() -> bool:
@@ -131,13 +105,12 @@ class Arm(_Hook):
         if recorder.mode == "read":
             return
         if recorder.mode == "training" and not (module.training and torch.is_grad_enabled()):
-            recorder.passed = "with gradients off" if module.training else "in eval mode"
+            recorder.last.passed = "with gradients off" if module.training else "in eval mode"
             return
-        recorder.clear()
-        recorder.armed = True
+        recorder.last = Forward(armed=True)
         recorder.compiled = torch.compiler.is_compiling()
         if not recorder.compiled and recorder.mode == "training":
-            recorder.batches.add(batch_of(args, kwargs))
+            recorder.batches.append(Given(args, kwargs).batch())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """Notes the copy: it may be what is trained from now on, and nothing of it is read."""
@@ -150,10 +123,9 @@ class Disarm(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Ends recording."""
-        recorder = self.recorder
-        if recorder.armed:
-            recorder.armed = False
-            recorder.ran = True
+        forward = self.recorder.last
+        if forward.armed:
+            forward.armed, forward.ran = False, True
 
 
 class Abandon(_Hook):
@@ -166,8 +138,8 @@ class Abandon(_Hook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forgets what was recorded of a forward that did not end."""
         self.recorder.inside = False
-        if self.recorder.armed:
-            self.recorder.clear()
+        if self.recorder.last.armed:
+            self.recorder.last = Forward()
 
 
 class _Layer(_Hook):
@@ -175,16 +147,42 @@ class _Layer(_Hook):
         super().__init__(recorder)
         self.spec = spec
 
+    def record(self, tensor: Tensor) -> None:
+        """Keeps a reference to the layer's feature."""
+        recorder, key = self.recorder, self.spec.text
+        # Store only: an operation here would be recomputed by checkpointing, or lost by it.
+        compiling = torch.compiler.is_compiling()
+        version = None if compiling or tensor.is_inference() else tensor._version
+        without_grad: Literal["", "no_grad", "checkpoint"] = ""
+        if recorder.mode == "training" and not torch.is_grad_enabled():
+            reentrant = not compiling and _in_reentrant_checkpoint()
+            without_grad = "checkpoint" if reentrant else "no_grad"
+        forward = recorder.last
+        earlier = forward.captures.get(key)
+        calls = 1 if earlier is None else earlier.calls + 1
+        forward.captures[key] = Capture(tensor, version, without_grad, calls)
+        if len(forward.captures) == recorder.stop_after:
+            # As at the end of a forward, so that nobody takes this for one that failed.
+            forward.armed, forward.ran = False, True
+            raise Complete
+
+    def note_outside(self) -> None:
+        """Remembers that the layer ran although the model was not called."""
+        # Backward runs checkpointed layers again, which is nobody's mistake.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.recorder.last.outside = self.spec.text
+
 
 class Output(_Layer):
     """After a tapped layer's forward."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Records what the layer returned."""
-        if self.recorder.armed:
-            self.recorder.record(self.spec.text, self.spec.select(output))
+        if self.recorder.last.armed:
+            plain = isinstance(output, Tensor) and not self.spec.entries
+            self.record(output if plain else self.spec.select(output))
         elif not self.recorder.inside:
-            self.recorder.note_outside(self.spec.text)
+            self.note_outside()
 
 
 class Input(_Layer):
@@ -192,29 +190,33 @@ class Input(_Layer):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Records what the layer is given: by position, else by name."""
-        if self.recorder.armed:
+        if self.recorder.last.armed:
             entries = self.spec.entries
             by_name = bool(entries) and isinstance(entries[0], str)
             value: Any = kwargs if by_name or not args else args
             if not entries and args:
                 value = args[0]
-            self.recorder.record(self.spec.text, self.spec.select(value))
+            self.record(self.spec.select(value))
         elif not self.recorder.inside:
-            self.recorder.note_outside(self.spec.text)
+            self.note_outside()
 
 
-@contextmanager
-def own_forwards(model: nn.Module) -> Iterator[None]:
-    """Puts back each module's ``forward`` after one that ends early.
-
-    transformers 4.57 replaces it for the length of a call, to record hidden states, and does not
-    put it back when an exception comes through.
-    """
-    own = [(vars(module), vars(module).get("forward")) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for attributes, forward in own:
-            attributes.pop("forward", None)
-            if forward is not None:
-                attributes["forward"] = forward
+def register(
+    recorder: Recorder,
+    model: nn.Module,
+    specs: Iterable[LayerSpec],
+    modules: Mapping[str, nn.Module],
+) -> list[RemovableHandle]:
+    """Puts the hooks on a model and on its layers, which ``modules`` has by name."""
+    # The order matters when a layer is the model itself: arm, capture, disarm.
+    handles = [model.register_forward_pre_hook(Arm(recorder), with_kwargs=True)]
+    for spec in specs:
+        module = modules[spec.name]
+        if spec.of_input:
+            hook = Input(recorder, spec)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        else:
+            handles.append(module.register_forward_hook(Output(recorder, spec)))
+    handles.append(model.register_forward_hook(Disarm(recorder)))
+    handles.append(model.register_forward_hook(Abandon(recorder), always_call=True))
+    return handles

@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vid_loss.guards import own_forwards
+
 from . import _causes
-from ._batches import Batch
-from ._hooks import Abandon, Arm, Complete, Disarm, Input, Mode, Output, Recorder, own_forwards
+from ._hooks import register
 from ._layers import LayerSpec, find_layer, unwrap
-from ._places import Places
+from ._places import ways_to
+from ._recorder import Batch, Complete, Forward, Mode, Recorder
 
 
 class FeatureTap:
@@ -67,29 +69,13 @@ class FeatureTap:
         tapped = {spec.name: find_layer(spec.name, modules, owner) for spec in self.specs.values()}
         _causes.refuse_scripted({"": self.model, **tapped}, owner)
         self._tapped = tapped
-        self._places = Places(self.model, tapped)
+        self._ways = ways_to(self.model, tapped)
         self._complete = False  # whether one forward has reached every layer
         self._recorder = Recorder(record)
-        self._handles = self._register(tapped)
+        self._handles = register(self._recorder, self.model, self.specs.values(), tapped)
         # A tap that is dropped must not leave its hooks behind. The handles know neither tap nor
         # recorder, so this keeps nothing alive.
         self._finalizer = weakref.finalize(self, _remove, self._handles)
-
-    def _register(self, modules: Mapping[str, nn.Module]) -> list[RemovableHandle]:
-        # The order matters when a layer is the model itself: arm, capture, disarm.
-        recorder = self._recorder
-        handles = [self.model.register_forward_pre_hook(Arm(recorder), with_kwargs=True)]
-        for spec in self.specs.values():
-            module = modules[spec.name]
-            if spec.of_input:
-                hook = Input(recorder, spec)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(Output(recorder, spec)))
-        handles.append(self.model.register_forward_hook(Disarm(recorder)))
-        abandon = Abandon(recorder)
-        handles.append(self.model.register_forward_hook(abandon, always_call=True))
-        return handles
 
     @property
     def closed(self) -> bool:
@@ -127,8 +113,7 @@ class FeatureTap:
             The feature of each layer, by its spec.
 
         Raises:
-            RuntimeError: as :meth:`collect`.
-            TypeError: if a feature is a nested tensor, which has no shape.
+            RuntimeError, TypeError: as :meth:`collect`.
         """
         recorder = self._recorder
         stops = recorder.stop_after is not None and not torch.compiler.is_compiling()
@@ -140,83 +125,87 @@ class FeatureTap:
             pass
         finally:
             recorder.mode = mode
-        if not recorder.ran and not self.closed:
+        if not recorder.last.ran and not self.closed:
             raise RuntimeError(_causes.silent_hooks(self.owner))
-        features = self.collect()
-        for text, feature in features.items():
-            if feature.is_nested:
-                raise TypeError(_causes.nested(text, self.owner))
-        return features
+        return self.collect()
 
-    def collect(self) -> dict[str, Tensor]:
+    def collect(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """Takes the features of the last recorded forward, and forgets them.
+
+        Args:
+            batch: what that forward should have been given, as :class:`Given` tells it.
 
         Returns:
             The feature of each layer, by its spec.
 
         Raises:
-            RuntimeError: if the tap is closed, no forward was recorded, or a layer was replaced
-                or wrapped, was not reached, was reached twice, was changed in place afterwards,
-                or was recorded without its gradient.
+            RuntimeError: if the tap is closed, no forward was recorded, the batch is known to be
+                that of an earlier one, or a layer was replaced or wrapped, was not reached, was
+                reached twice, was changed in place afterwards, or was recorded without its
+                gradient.
+            TypeError: if a feature is a nested tensor, which has no shape.
         """
         recorder = self._recorder
+        forward, recorder.last = recorder.last, Forward()
+        if not forward.ran:
+            raise RuntimeError(self._nothing_recorded(forward))
+        if not torch.compiler.is_compiling():
+            for holder, key, module in self._ways:
+                if holder._modules.get(key) is not module:
+                    self._look_for_displaced()
+                    break
+            if batch and not recorder.compiled and batch.keys() - recorder.batches[-1].keys():
+                self._refuse_passed(batch)
         features = {}
-        try:
-            if not recorder.ran:
-                raise RuntimeError(self._nothing_recorded())
-            if not torch.compiler.is_compiling() and not self._places.intact():
-                message = self._displaced()
-                if message is not None:
-                    raise RuntimeError(message)
-            for text, spec in self.specs.items():
-                capture = recorder.captures.get(text)
-                if capture is None:
-                    raise RuntimeError(self._unreached(spec))
-                tensor = features[text] = capture.tensor
-                if (
-                    capture.calls > 1
-                    or (capture.version is not None and tensor._version != capture.version)
-                    or (capture.without_grad and not tensor.requires_grad)
-                ):
-                    raise RuntimeError(_causes.unusable(self.model, self.owner, spec, capture))
-        finally:
-            recorder.clear()
+        for text, spec in self.specs.items():
+            capture = forward.captures.get(text)
+            if capture is None:
+                compiled = recorder.compiled
+                raise RuntimeError(
+                    _causes.unreached(self.model, self.owner, spec, compiled, self._complete)
+                )
+            tensor = features[text] = capture.tensor
+            if (
+                capture.calls > 1
+                or (capture.version is not None and tensor._version != capture.version)
+                or (capture.without_grad and not tensor.requires_grad)
+            ):
+                raise RuntimeError(_causes.unusable(self.model, self.owner, spec, capture))
+            if tensor.is_nested:
+                raise TypeError(_causes.nested(text, self.owner))
         self._complete = True
         return features
 
-    def _nothing_recorded(self) -> str:
+    def _nothing_recorded(self, forward: Forward) -> str:
         if self.closed:
             return f"The {self.owner}'s tap is closed. Build a new one."
-        return _causes.nothing_recorded(self.owner, self._recorder)
+        return _causes.nothing_recorded(self.owner, self._recorder, forward)
 
-    def _unreached(self, spec: LayerSpec) -> str:
-        compiled = self._recorder.compiled
-        return _causes.unreached(self.model, self.owner, spec, compiled, self._complete)
-
-    def _displaced(self) -> str | None:
+    def _look_for_displaced(self) -> None:
+        """Raises if a tapped layer is no longer what was asked for; notes where the others are."""
         for spec in self.specs.values():
             message = _causes.displaced(self.model, self.owner, spec, self._tapped[spec.name])
             if message is not None:
-                return message
-        self._places.update()
-        return None
+                raise RuntimeError(message)
+        self._ways = ways_to(self.model, self._tapped)
 
-    def check_batch(self, batch: Batch) -> None:
-        """Refuses a batch, as ``batch_of`` tells them, of a forward before the last.
-
-        Raises:
-            RuntimeError: if it is known to be such: its features are gone.
-        """
-        self._recorder.batches.refuse_passed(batch, self.owner)
+    def _refuse_passed(self, batch: Batch) -> None:
+        if self._recorder.has_passed(batch):
+            raise RuntimeError(
+                f"The {self.owner} has run forward on another batch since it ran on this one, "
+                f"whose features are gone. Call distiller(...) right after each {self.owner}(...), "
+                f"or run the {self.owner} once on torch.cat of the batches. If the teacher is to "
+                "see this one all the same, give it a clone."
+            )
 
     def clear(self) -> None:
         """Forgets what was recorded."""
-        self._recorder.clear()
+        self._recorder.last = Forward()
 
     def close(self) -> None:
         """Removes the hooks and forgets what was recorded. Closing twice is fine."""
         self._finalizer()
-        self._recorder.clear()
+        self._recorder.last = Forward()
 
     def __copy__(self) -> "FeatureTap":
         """A copy is another tap on the same model, unless it is closed."""
