@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .losses.layouts import resized
 from .pairs import Pair
 
 
@@ -33,7 +34,7 @@ class FiniteTeacher:
         Args:
             name: the pair's.
             teacher: the teacher's feature, as the loss takes it.
-            mask: ``(N, L)``; padding may be anything.
+            mask: ``(N, L)`` or ``(N, H, W)``; padding may be anything.
 
         Raises:
             RuntimeError: if the feature is not finite.
@@ -87,7 +88,11 @@ def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
     dtype = torch.promote_types(feature.dtype, torch.float32)
     if mask is None:
         return feature.sum(dtype=dtype).isfinite()
-    return feature.sum(-1, dtype=dtype).masked_fill(~mask.bool(), 0).sum().isfinite()
+    if feature.ndim > 3:
+        sums, mask = feature.sum(1, dtype=dtype), resized(mask, feature.shape[2:])
+    else:
+        sums, mask = feature.sum(-1, dtype=dtype), mask.bool()
+    return sums.masked_fill(~mask, 0).sum().isfinite()
 
 
 def _copy_to_host(flags: Mapping[str, Tensor]) -> Callable[[], list[str] | None]:

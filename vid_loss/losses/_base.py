@@ -42,7 +42,7 @@ class FeatureLoss(nn.Module):
         Args:
             student: ``(N, C_s)``, ``(N, L, C_s)`` or ``(N, C_s, H, W)``.
             teacher: the same layout with ``C_t`` channels.
-            mask: ``(N, L)`` for tokens.
+            mask: ``(N, L)`` for tokens, ``(N, H, W)`` of any size for maps.
 
         Returns:
             The two features, with equal shapes but for the channels.
@@ -89,12 +89,8 @@ class FeatureLoss(nn.Module):
             )
         if student.ndim != teacher.ndim:
             raise ValueError(f"{self._name}: expected maps of one rank; got {_both(*shapes)}.")
-        if mask is not None and (kind != "tokens" or mask.shape != student.shape[:2]):
-            expected = f"of shape {shapes[0][:2]}" if kind == "tokens" else f"None for a {kind}"
-            raise ValueError(
-                f"{self._name}, mask: expected a mask {expected}; got shape {tuple(mask.shape)} "
-                f"for features of shapes {_both(*shapes)}."
-            )
+        if mask is not None:
+            self._check_mask(mask, kind, student, teacher)
         for owner, feature, channels in (
             ("student", student, self.student_channels),
             ("teacher", teacher, self.teacher_channels),
@@ -104,7 +100,21 @@ class FeatureLoss(nn.Module):
                     f"{self._name}: expected {channels} {owner} channels, for which it was built; "
                     f"got shape {tuple(feature.shape)}."
                 )
-        return to_common_size(student, teacher) if kind == "map" else (student, teacher)
+        return to_common_size(student, teacher, mask) if kind == "map" else (student, teacher)
+
+    def _check_mask(self, mask: Tensor, kind: Kind, student: Tensor, teacher: Tensor) -> None:
+        shape = tuple(student.shape)
+        if kind == "map":
+            fits = mask.ndim == student.ndim - 1 and len(mask) == len(student)
+            expected = f"of shape ({shape[0]}, {'D, ' if student.ndim == 5 else ''}H, W)"
+        else:
+            fits = kind == "tokens" and mask.shape == student.shape[:2]
+            expected = f"of shape {shape[:2]}" if kind == "tokens" else "None for a vector"
+        if not fits:
+            raise ValueError(
+                f"{self._name}, mask: expected a mask {expected}; got shape {tuple(mask.shape)} "
+                f"for features of shapes {_both(shape, tuple(teacher.shape))}."
+            )
 
     def _common_kind(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> Kind:
         kinds = kind_of(student_shape), kind_of(teacher_shape)

@@ -13,7 +13,7 @@ from ._logits import (
     refuse_probabilities,
     softened_divergence,
 )
-from .layouts import Kind, channels_of, compute_dtype
+from .layouts import Kind, as_tokens, channels_of, compute_dtype, valid_positions
 
 
 class KDLoss(FeatureLoss):
@@ -60,6 +60,7 @@ class KDLoss(FeatureLoss):
             ValueError: if the shapes differ, are no logits' shapes, or if the first batch
                 holds probabilities.
         """
+        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         if student_feature.shape[-1] != teacher_feature.shape[-1]:
             raise ValueError(
@@ -72,7 +73,7 @@ class KDLoss(FeatureLoss):
             self._seen = True
             refuse_probabilities("student", student_feature)
             refuse_probabilities("teacher", teacher_feature)
-        return softened_divergence(student_feature, teacher_feature, self.temperature, mask)
+        return softened_divergence(student_feature, teacher_feature, self.temperature, valid)
 
     def extra_repr(self) -> str:
         """Shows the temperature in ``print(model)``."""
@@ -124,9 +125,10 @@ class LwFLoss(FeatureLoss):
         Raises:
             ValueError: if a shape is not the one that this loss was built for.
         """
+        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         logits = self.output(match_dtype(student_feature, self.output))
-        return softened_divergence(logits, teacher_feature, self.temperature, mask)
+        return softened_divergence(logits, teacher_feature, self.temperature, valid)
 
     def extra_repr(self) -> str:
         """Shows the temperature in ``print(model)``."""
@@ -168,23 +170,27 @@ class FitNetLoss(FeatureLoss):
         Args:
             student_feature: ``(N, C_s)``, ``(N, L, C_s)`` or ``(N, C_s, H, W)``.
             teacher_feature: the same layout with ``C_t`` channels; resolutions of maps may differ.
-            mask: ``(N, L)`` for tokens, nonzero at those that count.
+            mask: ``(N, L)`` for tokens, ``(N, H, W)`` of any size for maps, nonzero at what counts.
 
         Raises:
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
+        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         hint = self.regressor(match_dtype(student_feature, self.regressor))
         dtype = compute_dtype(hint, teacher_feature)
         with torch.autocast(hint.device.type, enabled=False):
             hint, teacher_feature = hint.to(dtype), teacher_feature.to(dtype)
-            if mask is None:
+            if valid is None:
                 return _mean_square(hint, teacher_feature)
-            padded = ~mask.bool().unsqueeze(-1)  # 0 times the NaN of a padded position is NaN
+            if hint.ndim == 4:
+                hint, teacher_feature = as_tokens(hint), as_tokens(teacher_feature)
+                valid = valid.flatten(1)
+            padded = ~valid.unsqueeze(-1)  # 0 times the NaN of a padded position is NaN
             hint, hinted = (x.masked_fill(padded, 0) for x in (hint, teacher_feature))
             error = F.mse_loss(hint, hinted, reduction="none")
-            return mean_of_valid(error.mean(dim=-1), mask)
+            return mean_of_valid(error.mean(dim=-1), valid)
 
 
 class ATLoss(FeatureLoss):
@@ -202,26 +208,36 @@ class ATLoss(FeatureLoss):
     default_weight = 100.0
     kinds: tuple[Kind, ...] = ("map",)
 
-    def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    def forward(
+        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Returns the mean squared distance of the two normalised attention maps.
 
         Args:
             student_feature: ``(N, C_s, H, W)``.
             teacher_feature: ``(N, C_t, H', W')``; the larger is pooled to the smaller.
+            mask: ``(N, H, W)`` of any size, nonzero at what counts.
 
         Raises:
             TypeError: if a feature is not floating point.
             ValueError: if a feature is not a map or the batch sizes differ.
         """
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
+        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         dtype = compute_dtype(student_feature, teacher_feature)
         with torch.autocast(student_feature.device.type, enabled=False):
-            student_map = _attention_map(student_feature.to(dtype))
-            return _mean_square(student_map, _attention_map(teacher_feature.to(dtype)))
+            student_map = _attention_map(student_feature.to(dtype), valid)
+            teacher_map = _attention_map(teacher_feature.to(dtype), valid)
+            if valid is None:
+                return _mean_square(student_map, teacher_map)
+            return mean_of_valid((student_map - teacher_map).square(), valid.flatten(1))
 
 
-def _attention_map(feature: Tensor) -> Tensor:
-    return F.normalize(feature.square().mean(dim=1).flatten(1), dim=1)
+def _attention_map(feature: Tensor, valid: Tensor | None) -> Tensor:
+    attention = feature.square().mean(dim=1).flatten(1)
+    if valid is not None:
+        attention = attention.masked_fill(~valid.flatten(1), 0)
+    return F.normalize(attention, dim=1)
 
 
 def _mean_square(student: Tensor, teacher: Tensor) -> Tensor:

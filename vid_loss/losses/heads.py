@@ -59,7 +59,7 @@ def mean_head(
     return _map_head(student_channels, hidden_channels, teacher_channels, norm or "batch")
 
 
-def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequential:
+def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Module:
     norms: dict[Norm, list[nn.Module]] = {
         "batch": [nn.BatchNorm2d(hidden)],
         "layer": [nn.GroupNorm(1, hidden)],
@@ -68,7 +68,7 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Sequent
     }
     # A bias before a norm would be subtracted again. The ReLU works in place: nothing else needs
     # what comes out of the norm, and that is a whole map saved.
-    return nn.Sequential(
+    return MapHead(
         PointwiseConv2d(student, hidden, bias=norm == "none"),
         *norms[norm],
         nn.ReLU(inplace=True),
@@ -119,6 +119,46 @@ class PointwiseConv2d(nn.Conv2d):
         else:
             output = torch.baddbmm(self.bias.unsqueeze(1), weight, input.flatten(2))
         return output.view(len(input), self.out_channels, *input.shape[2:])
+
+
+class MapHead(nn.Sequential):
+    """conv1x1 - norm - ReLU - conv1x1; with a mask, the norm's statistics are of what counts."""
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps ``(N, C_s, H, W)`` to ``(N, C_t, H, W)``.
+
+        Args:
+            input: the student's map.
+            mask: ``(N, H, W)``, boolean. What is said elsewhere means nothing. Batch norm picks the
+                positions, which makes the host wait for a GPU.
+        """
+        for module in self:
+            if mask is None:
+                input = module(input)
+            elif isinstance(module, nn.GroupNorm):
+                input = _masked_group_norm(module, input, mask)
+            elif hasattr(module, "running_mean"):  # whatever batch norm it has become
+                # Contiguous: torch 2.14 takes it for channels last else, and its gradient is wrong.
+                valid = input.movedim(1, -1)[mask].T.contiguous()
+                columns = module(valid[None, :, :, None])
+                normed = columns.new_zeros(input.movedim(1, -1).shape)
+                input = normed.index_put((mask,), columns[0, :, :, 0].T).movedim(-1, 1)
+            else:
+                input = module(input)
+        return input
+
+
+def _masked_group_norm(norm: nn.GroupNorm, map: Tensor, mask: Tensor) -> Tensor:
+    groups = map.flatten(2).view(len(map), norm.num_groups, -1, map.shape[2:].numel())
+    padded = ~mask.flatten(1)[:, None, None]
+    count = (~padded).sum(-1, keepdim=True).clamp(min=1) * groups.shape[2]
+    with torch.autocast(map.device.type, enabled=False):
+        values = groups.to(torch.promote_types(groups.dtype, torch.float32))
+        mean = values.masked_fill(padded, 0).sum((2, 3), keepdim=True) / count
+        centered = (values - mean).masked_fill(padded, 0)
+        var = centered.square().sum((2, 3), keepdim=True) / count
+        normed = (centered * (var + norm.eps).rsqrt()).to(map.dtype).view_as(map)
+    return torch.addcmul(norm.bias.view(-1, 1, 1), normed, norm.weight.view(-1, 1, 1))
 
 
 class TokenHead(nn.Module):

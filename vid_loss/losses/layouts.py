@@ -75,7 +75,9 @@ def to_layout(feature: Tensor, channel_dim: int | None) -> Tensor:
     return feature
 
 
-def to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def to_common_size(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Average-pools two maps to the smaller of the two, height and width each on its own.
 
     A depth is pooled likewise and then folded into the height: every loss is pointwise in space.
@@ -83,18 +85,75 @@ def to_common_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         student: ``(N, C_s, H, W)`` or ``(N, C_s, D, H, W)``.
         teacher: the same with ``C_t`` channels and a size of its own.
+        mask: ``(N, H, W)`` or ``(N, D, H, W)``, of any size; averages are of what counts alone.
 
     Returns:
         ``(N, C_s, H, W)`` and ``(N, C_t, H, W)``, of one size.
     """
     if student.ndim == 4 and student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    size = _common_size(student, teacher)
     pooled = [
-        x if list(x.shape[2:]) == size else _POOL[x.ndim](x, size) for x in (student, teacher)
+        x if list(x.shape[2:]) == size else _pooled(x, size, mask) for x in (student, teacher)
     ]
     student, teacher = (x.flatten(2, -2) for x in pooled)
     return student, teacher
+
+
+def valid_positions(mask: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """Returns which positions of two features count, boolean, at the size that they are pooled to.
+
+    Args:
+        mask: ``(N, L)`` for tokens; ``(N, H, W)`` or ``(N, D, H, W)`` for maps, of any size:
+            a position counts if half of what the mask says of its area does. Nonzero counts.
+        student: the student's feature.
+        teacher: the teacher's.
+
+    Returns:
+        ``(N, L)`` or ``(N, H, W)``.
+
+    Raises:
+        ValueError: if it is a mask to be added to attention's logits: 0 for what counts, and less.
+    """
+    # Only of floats, and in training on the CPU alone, because the host waits for a value. The
+    # heads are sized without gradients.
+    looks = mask.is_floating_point() and (mask.is_cpu or not torch.is_grad_enabled())
+    if looks and not torch.compiler.is_compiling() and bool((mask < 0).any()):
+        raise ValueError(
+            "mask: expected it to be nonzero at what counts; got one with values below 0, to be "
+            "added to attention's logits, where 0 is what counts. Pass mask == 0."
+        )
+    mask = mask.bool()
+    if kind_of(student.shape) != "map" or mask.ndim != student.ndim - 1:
+        return mask
+    return resized(mask, _common_size(student, teacher)).flatten(1, -2)
+
+
+def resized(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns a mask ``(N, H, W)`` at another size, boolean, as :func:`valid_positions` says."""
+    mask = mask.bool()
+    if list(mask.shape[1:]) == list(size):
+        return mask
+    shares: Tensor = _POOL[mask.ndim + 1](mask.float().unsqueeze(1), size).squeeze(1)
+    return shares >= 0.5
+
+
+def as_tokens(feature: Tensor) -> Tensor:
+    """Returns a map ``(N, C, H, W)`` as tokens ``(N, H * W, C)``, a view."""
+    return feature.flatten(2).mT
+
+
+def _common_size(student: Tensor, teacher: Tensor) -> list[int]:
+    return [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+
+
+def _pooled(feature: Tensor, size: Sequence[int], mask: Tensor | None) -> Tensor:
+    pool = _POOL[feature.ndim]
+    if mask is None:
+        return pool(feature, size)
+    valid = resized(mask, feature.shape[2:]).unsqueeze(1)
+    share = pool(valid.to(feature.dtype), size)
+    return pool(feature.masked_fill(~valid, 0), size) / share.masked_fill(share == 0, 1)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -13,8 +13,8 @@ from ._base import FeatureLoss, match_dtype
 from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
 from .gaussian import Reduction, nll_of_squares
-from .heads import Norm, TokenHead, mean_head
-from .layouts import channels_of, compute_dtype, kind_of
+from .heads import MapHead, Norm, TokenHead, mean_head
+from .layouts import as_tokens, channels_of, compute_dtype, kind_of, valid_positions
 from .stats import PairStats
 
 Variance = Literal["running", "trained"]
@@ -130,15 +130,24 @@ class VIDLoss(FeatureLoss):
         Args:
             student_feature: ``(N, C_s)``, ``(N, L, C_s)`` or ``(N, C_s, H, W)``.
             teacher_feature: the same layout with ``C_t`` channels; resolutions of maps may differ.
-            mask: ``(N, L)`` for tokens, nonzero at those that count.
+            mask: ``(N, L)`` for tokens, ``(N, H, W)`` of any size for maps, nonzero at what counts.
 
         Raises:
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        mask = None if mask is None else mask.bool()
-        mean, teacher_feature = self._predicted(student_feature, teacher_feature, mask)
+        valid = None
+        if mask is not None:
+            valid = valid_positions(mask, student_feature, teacher_feature)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        student_feature = match_dtype(student_feature, self.head)
+        masked = isinstance(self.head, TokenHead | MapHead)
+        mean = self.head(student_feature, valid) if masked else self.head(student_feature)
+        mask = valid
         joined = self.training and several_processes()
+        if mask is not None and mean.ndim == 4:  # its positions are tokens from here on
+            mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
+            mask = mask.flatten(1)
         with torch.autocast(mean.device.type, enabled=False):
             dtype = torch.promote_types(mean.dtype, teacher_feature.dtype)
             target = teacher_feature.to(torch.promote_types(dtype, torch.float32))
@@ -173,7 +182,8 @@ class VIDLoss(FeatureLoss):
             ``(N,)``, ``(N, L)`` or ``(N, H, W)``, in nats per element. In eval mode, the mean of
             all is the negative of :meth:`forward` with reduction ``'mean'``.
         """
-        mean, teacher_feature = self._predicted(student_feature, teacher_feature, None)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
+        mean: Tensor = self.head(match_dtype(student_feature, self.head))
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
         alive = self.scale.alive() if self.standardize else None
         mean = mean.to(target.dtype)
@@ -183,18 +193,6 @@ class VIDLoss(FeatureLoss):
         nll = residual.movedim(channel, -1).square() / var + var.log()
         log_likelihood: Tensor = -0.5 * nll.mean(dim=-1)
         return log_likelihood
-
-    def _predicted(
-        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns what the head says, and the teacher's feature in the same size."""
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        student_feature = match_dtype(student_feature, self.head)
-        if isinstance(self.head, TokenHead):
-            mean: Tensor = self.head(student_feature, mask)
-        else:
-            mean = self.head(student_feature)
-        return mean, teacher_feature
 
     def variance(self) -> Tensor:
         """Returns q's variances, ``(C,)``, as shares of the teacher's if it is standardized.
