@@ -18,7 +18,7 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 }
 
 
-def advice(student: Tensor, teacher: Tensor) -> str:
+def advice(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> str:
     """Says what a pair can do about two features that do not fit; empty if they do."""
     kinds = kind_of(student.shape), kind_of(teacher.shape)
     if kinds[0] != kinds[1]:
@@ -36,4 +36,9 @@ def advice(student: Tensor, teacher: Tensor) -> str:
         )
     if student.ndim != teacher.ndim:
         return " Pool the depth: student_transform=lambda x: x.mean(2)."
+    if mask is not None and kinds[0] == "tokens" and mask.shape != student.shape[:2]:
+        return (
+            " Give the pair a mask of its own: Pair(..., mask=lambda attention_mask, **_: ...), a "
+            "function of the student's arguments, or mask=False if all tokens count."
+        )
     return ""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ._absent import Absent
 from ._features import Features
 from ._first_step import FirstStep, Loaded
+from ._masks import Masks
 from .cache import FeatureCache, checked_cache
 from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
 from .taps import FeatureTap, Given, unwrap
-from .teacher import Inputs, Teacher, as_call, mask_in
+from .teacher import Inputs, Teacher, as_call
 from .terms import PairTerms, pairs_by_name
 
 
@@ -97,12 +98,16 @@ class Distiller(PairTerms):
             with undisturbed(unwrap(student), unwrap(teacher)):
                 student_features = tap.read(*given.args, **given.kwargs)
                 teacher_features = source.features(given)
-                super().__init__(by_name, student_features, teacher_features, mask_in(given.kwargs))
+                masks = Masks(by_name, student_features, teacher_features)
+                masks.compare(student_features, tap.read, given.args, given.kwargs)
+                example_masks = masks.of(None, given.args, given.kwargs)
+                super().__init__(by_name, student_features, teacher_features, example_masks)
             undo.pop_all()
         if stop_teacher:  # not before the example has run to its end, with all checks
             source.stop_early()
         self._tap = tap
         self._teacher = source
+        self._masks = masks
         trained = any(isinstance(pair.loss, nn.Module) for pair in by_name.values())
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
@@ -128,8 +133,9 @@ class Distiller(PairTerms):
             *args: positional inputs of the student, for the teacher.
             teacher_features: what :meth:`teacher_features` returned for this batch. The teacher
                 is not run again then and needs no inputs; a mask is still to be given.
-            token_mask: ``(N, L)``, nonzero at the tokens that count, for every pair of tokens.
-                None takes an ``attention_mask`` of that rank from the keyword arguments.
+            token_mask: nonzero at what counts, for every pair without a mask of its own: ``(N, L)``
+                for those of tokens, ``(N, H, W)`` for those of maps. None takes an
+                ``attention_mask`` ``(N, L)`` from the keyword arguments, for pairs of its tokens.
             sample_index: ``(N,)``, each sample's place in its data set, for the cache.
             **kwargs: keyword inputs of the student, for the teacher.
 
@@ -181,9 +187,11 @@ class Distiller(PairTerms):
         batch = getattr(teacher_features, "batch", None)
         if batch is None:
             batch = Given(args, kwargs).batch()
-        if token_mask is None and kwargs:
-            token_mask = mask_in(kwargs)
-        return self.weighted(self._tap.collect(batch), teacher_features, token_mask)
+        masks: Mapping[str, Tensor] = {}
+        of_batch = kwargs.get("attention_mask")
+        if token_mask is not None or of_batch is not None or self._masks.own:
+            masks = self._masks.of(token_mask, args, kwargs)
+        return self.weighted(self._tap.collect(batch), teacher_features, masks)
 
     def teacher_features(
         self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any

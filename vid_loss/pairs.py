@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .losses.layouts import to_layout
 
 LossFactory = Callable[[torch.Size, torch.Size], nn.Module]
 Transform = Callable[[Tensor], Tensor]
+MaskSource = str | Callable[..., Tensor | None] | Literal[False]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,14 @@ class Pair:
         student_transform: applied to the student's feature first, for what shapes cannot say:
             drop a class token, tokens to a grid.
         teacher_transform: the same for the teacher's.
+        mask: which positions count: the name of one of the batch's keyword arguments, a function
+            of the student's arguments, or False for all. ``(N, L)`` for tokens; ``(N, H, W)`` or
+            ``(N, 1, H, W)`` of any size for maps, where a position counts if half of its area
+            does; nonzero where it counts. None is the call's ``token_mask``, else the batch's
+            ``attention_mask`` if it is of the student feature's positions.
 
     Raises:
-        TypeError: if the loss cannot be called.
+        TypeError: if the loss or the mask is none of these.
         ValueError: if the weight is negative or not finite, or the name cannot be used.
 
     Example:
@@ -54,6 +60,7 @@ class Pair:
     channel_dim: int | tuple[int | None, int | None] | None = None
     student_transform: Transform | None = None
     teacher_transform: Transform | None = None
+    mask: MaskSource | None = None
 
     def __post_init__(self) -> None:
         if self.weight is not None:
@@ -67,6 +74,13 @@ class Pair:
             raise ValueError(
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
                 f"not use itself; got {self.name!r}."
+            )
+        if not (self.mask is None or self.mask is False or callable(self.mask)) and not (
+            isinstance(self.mask, str) and self.mask
+        ):
+            raise TypeError(
+                f"{self}, mask: expected the name of an argument, a function or False; got "
+                f'{self.mask!r}. For example mask="pixel_mask".'
             )
         dims = self._channel_dims
         if len(dims) != 2 or not all(dim is None or type(dim) is int for dim in dims):
@@ -117,7 +131,7 @@ class Pair:
             loss: what :meth:`build_loss` built.
             student: the student's feature, as :meth:`prepare` returns it.
             teacher: the teacher's.
-            mask: ``(N, L)``; reaches the loss if the features are tokens.
+            mask: ``(N, L)`` for tokens, ``(N, H, W)`` for maps.
 
         Returns:
             A scalar.
@@ -127,12 +141,12 @@ class Pair:
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
         try:
-            if mask is not None and student.ndim == 3:
+            if mask is not None:
                 value = loss(student, teacher, mask=mask.to(student.device))
             else:
                 value = loss(student, teacher)
         except (TypeError, ValueError) as error:
-            raise self._named(error, student, teacher) from error
+            raise self._named(error, student, teacher, mask) from error
         if not isinstance(value, Tensor) or value.ndim:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(f"{self}: expected the loss to be a scalar; got {got}. Reduce it.")
@@ -190,10 +204,12 @@ class Pair:
         dims = self.channel_dim
         return dims if isinstance(dims, tuple) else (dims, dims)
 
-    def _named(self, error: Exception, student: Tensor, teacher: Tensor) -> Exception:
+    def _named(
+        self, error: Exception, student: Tensor, teacher: Tensor, mask: Tensor | None = None
+    ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do."""
         separator = ": " if str(error).startswith("expected") else ", "
-        return type(error)(f"{self}{separator}{error}{advice(student, teacher)}")
+        return type(error)(f"{self}{separator}{error}{advice(student, teacher, mask)}")
 
 
 def check_weight(weight: float, pair: str) -> float:

@@ -35,12 +35,6 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
     )
 
 
-def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Returns the ``(N, L)`` attention mask among keyword arguments, if there is one."""
-    mask = kwargs.get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
 class Teacher:
     """A teacher and its tap: held, not registered, never trained, shared by copies.
 

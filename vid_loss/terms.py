@@ -25,7 +25,7 @@ class PairTerms(nn.Module):
         pairs: by name.
         student_features: of an example, by layer, to size the heads with.
         teacher_features: the same of the teacher.
-        mask: ``(N, L)`` of the example's tokens, or None.
+        masks: of the example, by pair.
 
     Attributes:
         pairs: as given.
@@ -39,7 +39,7 @@ class PairTerms(nn.Module):
         pairs: Mapping[str, Pair],
         student_features: Mapping[str, Tensor],
         teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
+        masks: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         self.pairs = dict(pairs)
@@ -53,9 +53,9 @@ class PairTerms(nn.Module):
             self.losses[module_key(name)] = loss
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         with undisturbed(self.losses):
-            for pair, loss in zip(self.pairs.values(), self.losses.values(), strict=True):
+            for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
                 student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-                pair.term(loss, *pair.prepare(student, teacher), mask)
+                pair.term(loss, *pair.prepare(student, teacher), masks.get(name))
         self.terms: dict[str, Tensor] = {}
         self._notice = Notice()
         self._places: dict[str, torch.device] = {}  # of each loss, in the last step
@@ -64,7 +64,7 @@ class PairTerms(nn.Module):
         self,
         student_features: Mapping[str, Tensor],
         teacher_features: Mapping[str, Tensor],
-        mask: Tensor | None,
+        masks: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Returns each pair's loss times its weight.
 
@@ -79,6 +79,7 @@ class PairTerms(nn.Module):
             weight = self.weights[name]
             if not weight and not several_processes():
                 continue
+            mask = masks.get(name)
             student, teacher = pair.prepare(
                 student_features[pair.student], teacher_features[pair.teacher]
             )

@@ -40,8 +40,8 @@ class StudentHeads(UncopiedHook):
         self.student = distiller.student
         self.mask_of = mask_of
         self.autocast = autocast
-        # The teacher's features, none if no pair has a weight, and the padding mask.
-        self.prepared: tuple[Mapping[str, Tensor], Tensor | None] | None = None
+        # The teacher's features, none if no pair has a weight, and what masks are made of.
+        self.prepared: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
         for hook in list(self.student._forward_hooks.values()):
             if isinstance(hook, StudentHeads):
                 hook.detach()
@@ -57,9 +57,9 @@ class StudentHeads(UncopiedHook):
         """Adds the transfer terms to a prepared forward; a replica of the student has none."""
         if self.prepared is None or module is not self.student:
             return None
-        features, mask = self.prepared
+        features, inputs = self.prepared
         with self.autocast():
-            return output, self.distiller(teacher_features=features, token_mask=mask)
+            return output, self.distiller(teacher_features=features, **inputs)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -132,7 +132,7 @@ class Transfer:
             # The student's forward has the autocast that Accelerate gives it; the teacher's none.
             with heads.autocast():
                 features = heads.distiller.teacher_features(batch=batch)
-        heads.prepared = features, mask
+        heads.prepared = features, {"batch": batch, "attention_mask": mask}
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:
         if self.heads.prepared is None:

@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from vid_loss.pairs import MaskSource, Pair
 from vid_loss.taps import unwrap
 from vid_loss.teacher import Inputs
 
@@ -31,6 +33,29 @@ def forward_of(model: nn.Module) -> Callable[..., Any]:
     return (model if base is None else base()).forward
 
 
+@dataclass(frozen=True)
+class _MaskOfColumns:
+    """A pair's mask from the batch that a Distiller here is called with."""
+
+    source: MaskSource
+
+    def __call__(self, batch: Mapping[str, Any], **_: Any) -> Tensor | None:
+        """Returns the column, or what the function makes of the columns that it names."""
+        if callable(self.source):
+            function, columns = self.source, dict(batch)
+            if not takes_any(function):
+                named = arguments_of(function)
+                columns = {name: value for name, value in batch.items() if name in named}
+            return function(**columns)
+        if self.source not in batch:
+            raise ValueError(
+                f"VIDTrainer, pairs: expected a column {self.source!r} for a pair's mask; got "
+                f"{list(batch)}. Let the data set and the collator make one."
+            )
+        mask: Tensor | None = batch[str(self.source)]
+        return mask
+
+
 class Columns:
     """Which columns of a batch go to which model.
 
@@ -41,7 +66,7 @@ class Columns:
 
     Attributes:
         label_names: the columns that are labels.
-        teacher_only: columns that the student is not given.
+        teacher_only: columns that the student is not given: the teacher's and those of masks.
     """
 
     def __init__(
@@ -58,6 +83,17 @@ class Columns:
         function = teacher_inputs or forward_of(teacher)
         self._named = arguments_of(function)
         self._all = takes_any(function) if teacher_inputs else not self._named
+        self._of_masks: set[str] = set()
+
+    def with_masks(self, pairs: Any) -> Any:
+        """Returns the pairs with masks of their own taken from a batch's columns; notes which."""
+        if isinstance(pairs, Mapping) or not isinstance(pairs, list | tuple):
+            return pairs
+        masked = [pair for pair in pairs if isinstance(pair, Pair) and pair.mask]
+        for pair in masked:
+            names = arguments_of(pair.mask) if callable(pair.mask) else [str(pair.mask)]
+            self._of_masks.update(names)
+        return [replace(x, mask=_MaskOfColumns(x.mask)) if x in masked else x for x in pairs]
 
     def keep_for_teacher(
         self, student: nn.Module, kept: Collection[str], drops_others: bool
@@ -73,7 +109,7 @@ class Columns:
         forward = forward_of(student)
         if drops_others or not takes_any(forward):
             of_student = {*kept, *arguments_of(forward), *self.label_names}
-            self.teacher_only = set(self._named) - of_student
+            self.teacher_only = {*self._named, *self._of_masks} - of_student
         return sorted(self.teacher_only)
 
     def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,11 +72,11 @@ class VIDTrainerMixin(_Base):
         **kwargs: Any,
     ) -> None:
         self.teacher = teacher
-        self._pairs = pairs
         self._example = example
         self._teacher_options = {"teacher_dtype": teacher_dtype, "stop_teacher": stop_teacher}
         self._head_learning_rate = head_learning_rate
         self._transfer = TransferLoss(self, Columns(teacher, teacher_inputs))
+        self._pairs = self._transfer.columns.with_masks(pairs)
         self._ready = False
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:

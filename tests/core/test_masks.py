@@ -1,0 +1,292 @@
+"""Which positions of a pair count: of texts and images, encoders and decoders, samples, frames."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _models import TokenNet, cnn_pair, images
+from torch import nn
+
+from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss
+
+
+class Towers(nn.Module):
+    """Tokens of text and of an image, each through a layer of its own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.text = nn.Linear(width, width)
+        self.patch = nn.Conv2d(1, width, 2, 2)
+        self.image = nn.Linear(width, width)
+
+    def forward(self, input_ids, pixel_values, attention_mask=None, pixel_mask=None):
+        text = self.text(self.embed(input_ids))
+        image = self.image(self.patch(pixel_values).flatten(2).mT)
+        return text.mean(1), image.mean(1)
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.encoder = nn.Linear(width, width)
+        self.decoder = nn.MultiheadAttention(width, 1, batch_first=True)
+
+    def forward(
+        self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None
+    ):
+        memory = self.encoder(self.embed(input_ids))
+        target = self.embed(decoder_input_ids)
+        return self.decoder(target, memory, memory)[0] + target
+
+
+class Padded(TokenNet):
+    """Pads its tokens to a multiple of four, as Longformer does to its window."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(F.pad(input_ids, (0, -input_ids.shape[1] % 4)))
+
+
+class Frames(nn.Module):
+    """Samples of a sound become fewer tokens."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv1d(1, width, 4, 4)
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, input_values, attention_mask=None):
+        return self.layer(self.conv(input_values.unsqueeze(1)).mT).mean(1)
+
+
+def mask_of(*lengths, most):
+    return (torch.arange(most) < torch.tensor(lengths)[:, None]).long()
+
+
+def batch_of(cls, length=8):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 20, (2, length), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": mask_of(length, length // 2, most=length)}
+    if cls is Towers:
+        batch["pixel_values"] = torch.randn(2, 1, 4, 8, generator=generator)
+    if cls is EncoderDecoder:
+        batch["decoder_input_ids"] = ids.flip(1)
+    if cls is Frames:
+        del batch["input_ids"]
+        batch["input_values"] = torch.randn(2, length, generator=generator)
+    return batch
+
+
+def build(cls, pairs, **batch):
+    torch.manual_seed(0)
+    student, teacher = cls(4), cls(6)
+    return student, Distiller(student, teacher, pairs, example=batch)
+
+
+def terms(cls, pairs, example, batch=None):
+    """Terms of a distiller whose estimates start at this batch."""
+    student, distiller = build(cls, pairs, **example)
+    student(**(batch or example))
+    return distiller.weighted_terms(**(batch or example))
+
+
+def by_hand(cls, layer, mask, batch):
+    """The term of a pair of one layer, from the loss itself."""
+    torch.manual_seed(0)
+    student, teacher = cls(4), cls(6)
+    features = []
+    for model in (student, teacher):
+        hook = model.get_submodule(layer).register_forward_hook(lambda *x: features.append(x[2]))
+        model.eval()(**batch)
+        hook.remove()
+    features = [x[0] if isinstance(x, tuple) else x for x in features]
+    loss = VIDLoss(*(x.shape for x in features))
+    return 3.0 * loss(*features, mask=mask)
+
+
+@pytest.mark.parametrize("length", [6, 8])
+def test_the_mask_of_a_text_is_not_that_of_an_image_whatever_their_lengths(length):
+    """The image has 8 tokens."""
+    batch = batch_of(Towers, length)
+    found = [terms(Towers, {"image": "image"}, batch)["image->image"]]
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    found.append(terms(Towers, {"image": "image"}, batch)["image->image"])
+    assert torch.equal(*found)
+
+
+def test_and_that_of_the_text_is_used():
+    batch = batch_of(Towers)
+    expected = by_hand(Towers, "text", batch["attention_mask"], batch)
+    assert torch.equal(terms(Towers, {"text": "text"}, batch)["text->text"], expected)
+
+
+def test_an_embedding_has_the_positions_of_what_it_embeds():
+    batch = batch_of(TokenNet)
+    expected = by_hand(TokenNet, "embed", batch["attention_mask"], batch)
+    assert torch.equal(terms(TokenNet, {"embed": "embed"}, batch)["embed->embed"], expected)
+
+
+def test_where_nothing_moves_the_length_decides():
+    batch = {**batch_of(TokenNet), "input_ids": torch.ones(2, 8, dtype=torch.long)}
+    expected = by_hand(TokenNet, "layer", batch["attention_mask"], batch)
+    assert torch.equal(terms(TokenNet, {"layer": "layer"}, batch)["layer->layer"], expected)
+
+
+def test_each_pair_has_the_mask_that_it_names():
+    batch = {**batch_of(Towers), "pixel_mask": mask_of(8, 3, most=8)}
+    pairs = [Pair("text", "text"), Pair("image", "image", mask="pixel_mask")]
+    found = terms(Towers, pairs, batch)
+    expected = by_hand(Towers, "text", batch["attention_mask"], batch)
+    assert torch.equal(found["text->text"], expected)
+    changed = {**batch, "pixel_values": batch["pixel_values"].clone()}
+    changed["pixel_values"][1, :, 2:] = 7.0  # of patches that do not count
+    assert torch.equal(terms(Towers, pairs, batch, changed)["image->image"], found["image->image"])
+    changed["pixel_values"][1, :, :2] = 7.0
+    assert found["image->image"] != terms(Towers, pairs, batch, changed)["image->image"]
+
+
+def test_a_mask_of_false_counts_everything():
+    batch = batch_of(TokenNet)
+    expected = by_hand(TokenNet, "layer", None, batch)
+    found = terms(TokenNet, [Pair("layer", "layer", mask=False)], batch)
+    assert torch.equal(found["layer->layer"], expected)
+
+
+@pytest.mark.parametrize("length", [8, 5])
+def test_a_decoder_does_not_have_its_encoders_mask(length):
+    batch = batch_of(EncoderDecoder)
+    batch["decoder_input_ids"] = batch["decoder_input_ids"][:, :length]
+    pairs = [Pair("decoder[0]", "decoder[0]", name="d"), Pair("encoder", "encoder", name="e")]
+    with pytest.warns(UserWarning, match=r"'decoder\[0\]', mask: .* padding counts. Say which"):
+        found = terms(EncoderDecoder, pairs, batch)
+    assert torch.equal(found["d"], by_hand(EncoderDecoder, "decoder", None, batch))
+    batch["decoder_attention_mask"] = mask_of(length, 3, most=length)
+    own = [Pair("decoder[0]", "decoder[0]", name="d", mask="decoder_attention_mask")]
+    expected = by_hand(EncoderDecoder, "decoder", batch["decoder_attention_mask"], batch)
+    assert torch.equal(terms(EncoderDecoder, own, batch)["d"], expected)
+
+
+def of_frames(attention_mask, **_):
+    return attention_mask[:, ::4]
+
+
+def test_a_mask_of_samples_is_not_that_of_frames():
+    batch = batch_of(Frames, 32)
+    with pytest.warns(UserWarning, match=r"shape \(2, 32\), of other ones, .*\(2, 8, 4\)"):
+        found = terms(Frames, {"layer": "layer"}, batch)
+    assert torch.equal(found["layer->layer"], by_hand(Frames, "layer", None, batch))
+    found = terms(Frames, [Pair("layer", "layer", mask=of_frames)], batch)
+    expected = by_hand(Frames, "layer", of_frames(batch["attention_mask"]), batch)
+    assert torch.equal(found["layer->layer"], expected)
+
+
+def test_a_signal_has_a_mask_of_its_samples_at_its_own_length():
+    batch = batch_of(Frames, 32)
+    pair = Pair("conv", "conv", channel_dim=1, mask="attention_mask")
+    found = terms(Frames, [pair], batch)["conv->conv"]
+    changed = {**batch, "input_values": batch["input_values"].clone()}
+    changed["input_values"][1, 16:] = 5.0
+    assert torch.equal(terms(Frames, [pair], batch, changed)["conv->conv"], found)
+    assert terms(Frames, [Pair("conv", "conv", channel_dim=1)], batch)["conv->conv"] != found
+
+
+def test_a_model_that_pads_for_itself_is_told_of_by_its_first_shorter_batch():
+    student, distiller = build(Padded, {"layer": "layer"}, **batch_of(Padded))
+    batch = batch_of(Padded, 6)
+    student(**batch)
+    message = r"mask of shape \(2, 8\); got shape \(2, 6\).*Give the pair a mask of its own"
+    with pytest.raises(ValueError, match=message):
+        distiller(**batch)
+
+    def padded(attention_mask, **_):
+        return F.pad(attention_mask, (0, -attention_mask.shape[1] % 4))
+
+    pairs = [Pair("layer", "layer", mask=padded)]
+    found = terms(Padded, pairs, batch_of(Padded), batch)["layer->layer"]
+    assert torch.equal(found, by_hand(Padded, "layer", padded(batch["attention_mask"]), batch))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (8, 1, 8, 8)])
+@pytest.mark.parametrize("how", ["token_mask", "function"])
+def test_maps_have_masks(how, shape):
+    student, teacher = cnn_pair()
+    mask = torch.ones(shape)
+    mask[..., :4] = 0
+    pair = Pair("stage2", "stage2", mask=(lambda x: mask) if how == "function" else None)
+    given = {} if how == "function" else {"token_mask": mask}
+    torch.manual_seed(1)
+    distiller = Distiller(student, teacher, [pair], example=images())
+    loss = copy.deepcopy(distiller.losses["stage2->stage2"])
+    features = [x.stage2(x.stage1(images())) for x in (student, teacher.eval())]
+    expected = 3.0 * loss(*(x[..., 2:] for x in features))  # of the valid columns
+    student(images())
+    torch.testing.assert_close(distiller(images(), **given), expected, rtol=1e-5, atol=1e-6)
+    student(images())
+    model = DistillationModel(student, distiller)
+    assert model(images(), **given)[1].isfinite()
+
+
+def test_a_distiller_with_masks_is_copied_and_pickled():
+    batch = batch_of(TokenNet)
+    student, distiller = build(TokenNet, [Pair("layer", "layer", mask="attention_mask")], **batch)
+    model = DistillationModel(student, distiller)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**batch)[1], model(**batch)[1])
+    assert pickle.loads(pickle.dumps(model)).eval()(**batch).isfinite().all()
+
+
+def test_nothing_is_warned_of_where_every_mask_fits():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for cls, layers in ((Towers, ("text", "image")), (TokenNet, ("embed", "layer"))):
+            build(cls, {layer: layer for layer in layers}, **batch_of(cls))
+
+
+def number(**_):
+    return 3
+
+
+def names_nothing():
+    return None
+
+
+BAD = [
+    ({"mask": True}, TypeError, "mask: expected the name of an argument, a function or False"),
+    ({"mask": ""}, TypeError, "mask: expected the name of an argument, a function or False"),
+    ({"mask": torch.ones(2, 8)}, TypeError, "mask: expected the name of an argument, a function"),
+    ({"mask": "pixel_mask"}, ValueError, r"mask: expected 'pixel_mask' among .* distiller\(\*\*"),
+    ({"mask": number}, TypeError, r"mask: expected a tensor, .* got int"),
+    ({"mask": names_nothing}, TypeError, r"mask: expected a function of .* end with \*\*_"),
+    ({"mask": lambda **_: torch.ones(2, 5)}, ValueError, r"mask of shape \(2, 8\); got .*\(2, 5\)"),
+    ({"mask": lambda **_: torch.full((2, 8), -1e9)}, ValueError, "Pass mask == 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD)
+def test_what_is_no_mask_is_named_when_the_distiller_is_built(options, error, message):
+    with pytest.raises(error, match=rf"Pair 'layer' -> 'layer'.*{message}"):
+        build(TokenNet, [Pair("layer", "layer", **options)], **batch_of(TokenNet))
+
+
+NOT_OF_TOKENS = Pair("fc", "fc", loss=KDLoss()), Pair("layer", "layer", mask=False)
+
+
+@pytest.mark.parametrize("pair", NOT_OF_TOKENS)
+def test_a_mask_for_no_pair_is_refused(pair):
+    batch = batch_of(TokenNet)
+    student, distiller = build(TokenNet, [pair], **batch)
+    student(**batch)
+    with pytest.raises(ValueError, match=r"token_mask: expected a mask of some pair's positions"):
+        distiller(**batch, token_mask=batch["attention_mask"])
+
+
+def test_a_function_that_fails_by_itself_is_not_called_a_misfit():
+    def fails(**_):
+        return 1 + "a"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        build(TokenNet, [Pair("layer", "layer", mask=fails)], **batch_of(TokenNet))

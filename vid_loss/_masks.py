@@ -1,0 +1,218 @@
+"""Which mask the loss of each pair is given."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .losses.layouts import kind_of
+from .pairs import Pair
+
+_Read = Callable[..., Mapping[str, Tensor]]
+_Moves = Callable[[str, Tensor, Mapping[str, Any]], bool]  # by name, tensor and what it is in
+
+
+class Masks:
+    """The mask of each pair in a call: its own, or the batch's if that is of its positions.
+
+    Args:
+        pairs: by name.
+        student_features: of an example, by layer.
+        teacher_features: the same of the teacher.
+
+    Attributes:
+        own: pairs with a mask of their own.
+        unlike: pairs that the batch's ``attention_mask`` is not for, as :meth:`compare` found.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, Pair],
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+    ) -> None:
+        self._pairs = dict(pairs)
+        self._shapes = {
+            name: pair.prepare(
+                student_features[pair.student], teacher_features[pair.teacher], first=True
+            )[0].shape
+            for name, pair in pairs.items()
+        }
+        kinds = {name: kind_of(shape) for name, shape in self._shapes.items()}
+        self._default = {name: kinds[name] for name, pair in pairs.items() if pair.mask is None}
+        self.own = [name for name, pair in pairs.items() if pair.mask]
+        self.unlike: set[str] = set()
+
+    def of(
+        self, given: Tensor | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Returns the masks of a call, by pair.
+
+        Args:
+            given: the call's ``token_mask``: ``(N, L)`` for tokens, ``(N, H, W)`` for maps.
+            args: the student's positional arguments.
+            kwargs: its keyword arguments.
+
+        Raises:
+            TypeError: if a mask is no tensor.
+            ValueError: if a pair's mask is not there, or the given one is for no pair.
+        """
+        mask = mask_in(kwargs) if given is None else given
+        masks: dict[str, Tensor] = {}
+        if mask is not None:
+            kind = "tokens" if mask.ndim == 2 else "map"
+            without = self.unlike if given is None else ()
+            names = [name for name, x in self._default.items() if x == kind and name not in without]
+            masks = {name: _in_layout(mask, self._shapes[name]) for name in names}
+            if given is not None and not masks:
+                raise ValueError(_for_no_pair(given, kind))
+        for name in self.own:
+            mask = _own_mask(self._pairs[name], args, kwargs)
+            if mask is not None:
+                masks[name] = _in_layout(mask, self._shapes[name])
+        return masks
+
+    def compare(
+        self,
+        features: Mapping[str, Tensor],
+        read: _Read,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Finds out which features have the positions of the example's ``attention_mask``.
+
+        Text and images may go through one model, or an encoder and a decoder. What the mask is of
+        is moved on by a position: a feature that does not change has others, whatever its length.
+        A pair whose padding will count is warned of.
+
+        Args:
+            features: of the student, by layer.
+            read: runs the student, and returns its features.
+            args: the example's positional arguments.
+            kwargs: its keyword arguments.
+        """
+        mask = mask_in(kwargs)
+        names = [name for name, kind in self._default.items() if kind == "tokens"]
+        if mask is None or not names:
+            return
+        shape = mask.shape
+
+        def masked(name: str, tensor: Tensor, _: Mapping[str, Any]) -> bool:
+            return tensor.shape[:2] == shape and "mask" not in name
+
+        def decoded(name: str, tensor: Tensor, siblings: Mapping[str, Any]) -> bool:
+            return name.startswith("decoder_") and siblings.get("attention_mask") is mask
+
+        of_mask = _changed(features, read, args, kwargs, masked)
+        of_decoder = _changed(features, read, args, kwargs, decoded)
+        for name in names:
+            layer = self._pairs[name].student
+            if of_mask is not None and layer not in of_mask:
+                self.unlike.add(name)
+            elif self._shapes[name][1] != shape[1] or layer in (of_decoder or ()):
+                self.unlike.add(name)
+                found = _of_other_positions(self._pairs[name], mask, self._shapes[name])
+                warnings.warn(found, stacklevel=3)
+
+
+def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the ``(N, L)`` attention mask among keyword arguments, if there is one."""
+    mask = kwargs.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    if isinstance(pair.mask, str):
+        if pair.mask not in kwargs:
+            raise ValueError(
+                f"{pair}, mask: expected {pair.mask!r} among the keyword arguments of the call; "
+                f"got {list(kwargs)}. Write distiller(**batch), also beside teacher_features=."
+            )
+        mask = kwargs[pair.mask]
+    else:
+        function = cast(Callable[..., Any], pair.mask)
+        try:
+            mask = function(*args, **kwargs)
+        except TypeError as error:
+            if _takes(function, args, kwargs):
+                raise
+            raise TypeError(
+                f"{pair}, mask: expected a function of the student's arguments, {len(args)} by "
+                f"position and {list(kwargs)} by name; got one that does not take them: {error}. "
+                "Let it end with **_."
+            ) from error
+    if mask is None or isinstance(mask, Tensor):
+        return mask
+    raise TypeError(
+        f"{pair}, mask: expected a tensor, (N, L) for tokens or (N, H, W) for maps, or None; got "
+        f"{type(mask).__name__}. Make one of it: mask=lambda ...: torch.as_tensor(...)."
+    )
+
+
+def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _in_layout(mask: Tensor, shape: torch.Size) -> Tensor:
+    """Returns ``(N, 1, H, W)`` as ``(N, H, W)``; that of a signal, a map of height 1, likewise."""
+    if len(shape) == 4 and mask.ndim == 4 and mask.shape[1] == 1:
+        return mask.squeeze(1)
+    return mask.unsqueeze(1) if len(shape) == 4 and shape[2] == 1 and mask.ndim == 2 else mask
+
+
+def _changed(
+    features: Mapping[str, Tensor],
+    read: _Read,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    moves: _Moves,
+) -> set[str] | None:
+    """Returns the layers that change when some inputs do; None if that cannot be found out."""
+    moved: list[bool] = []
+
+    def move(value: Any, name: str, siblings: Mapping[str, Any]) -> Any:
+        if isinstance(value, Tensor):
+            if value.ndim < 2 or not moves(name, value, siblings):
+                return value
+            rolled = value.roll(1, 1)
+            moved.append(not torch.equal(rolled, value))
+            return rolled
+        if isinstance(value, Mapping):
+            return {key: move(x, str(key), value) for key, x in value.items()}
+        return value
+
+    others = [move(x, "", {}) for x in args]
+    named = move(kwargs, "", {})
+    if not any(moved):
+        return None
+    try:
+        found = read(*others, **named)
+    except Exception:  # any that the user's model has for inputs that it was not made for
+        return None
+    return {layer for layer, x in features.items() if not torch.equal(x, found[layer])}
+
+
+def _for_no_pair(mask: Tensor, kind: str) -> str:
+    pairs = "tokens (N, L, C)" if kind == "tokens" else "maps (N, C, H, W)"
+    return (
+        f"Distiller, token_mask: expected a mask of some pair's positions; got shape "
+        f"{tuple(mask.shape)}, and no pair of {pairs} is without a mask of its own. Drop it, or "
+        "give it to the pair that it is for: Pair(..., mask=...)."
+    )
+
+
+def _of_other_positions(pair: Pair, mask: Tensor, shape: torch.Size) -> str:
+    return (
+        f"{pair}, mask: expected an attention_mask of the feature's positions; got shape "
+        f"{tuple(mask.shape)}, of other ones, for a feature of shape {tuple(shape)}, so that its "
+        "padding counts. Say which of them count: mask=lambda attention_mask, **_: ..., a function "
+        "of the student's arguments that returns (N, L), or the name of one, such as "
+        '"decoder_attention_mask"; or that all do: mask=False.'
+    )
