@@ -115,7 +115,7 @@ class Masks:
             elif self._shapes[name][1] != shape[1] or layer in (of_decoder or ()):
                 self.unlike.add(name)
                 found = _of_other_positions(self._pairs[name], mask, self._shapes[name])
-                warnings.warn(found, stacklevel=3)
+                warnings.warn(found, stacklevel=4)
 
 
 def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ._absent import Absent
+from ._example import read_example
 from ._features import Features
 from ._first_step import FirstStep, Loaded
-from ._masks import Masks
 from .cache import FeatureCache, checked_cache
 from .guards import several_processes, undisturbed, without_data_parallel
 from .pairs import Pair
@@ -96,18 +96,14 @@ class Distiller(PairTerms):
             tap = FeatureTap(student, student_layers, record="training", owner="student")
             undo.callback(tap.close)
             with undisturbed(unwrap(student), unwrap(teacher)):
-                student_features = tap.read(*given.args, **given.kwargs)
-                teacher_features = source.features(given)
-                masks = Masks(by_name, student_features, teacher_features)
-                masks.compare(student_features, tap.read, given.args, given.kwargs)
-                example_masks = masks.of(None, given.args, given.kwargs)
-                super().__init__(by_name, student_features, teacher_features, example_masks)
+                seen = read_example(by_name, tap, source, given)
+                super().__init__(by_name, seen.student, seen.teacher, seen.mask_of)
             undo.pop_all()
         if stop_teacher:  # not before the example has run to its end, with all checks
             source.stop_early()
         self._tap = tap
         self._teacher = source
-        self._masks = masks
+        self._masks = seen.masks
         trained = any(isinstance(pair.loss, nn.Module) for pair in by_name.values())
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()
@@ -188,8 +184,7 @@ class Distiller(PairTerms):
         if batch is None:
             batch = Given(args, kwargs).batch()
         masks: Mapping[str, Tensor] = {}
-        of_batch = kwargs.get("attention_mask")
-        if token_mask is not None or of_batch is not None or self._masks.own:
+        if self._masks.own or token_mask is not None or kwargs.get("attention_mask") is not None:
             masks = self._masks.of(token_mask, args, kwargs)
         return self.weighted(self._tap.collect(batch), teacher_features, masks)
 
@@ -214,8 +209,7 @@ class Distiller(PairTerms):
             TypeError, ValueError: as in :meth:`forward`, and from the cache.
         """
         given = Given(args, kwargs)
-        if given.tensors and given.tensors[0].device != self._teacher.beside:
-            self._teacher.follow(given.tensors[0].device, self.student)
+        self._teacher.follow(given, self._tap.model)
         if self.cache is None:
             features = self._teacher.features(given)
         else:
@@ -247,7 +241,6 @@ class Distiller(PairTerms):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the distiller."""
         self.close()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":

@@ -90,9 +90,12 @@ class Teacher:
         if {p.device for p in self.tap.model.parameters()} == {here}:
             self.beside = here
 
-    def follow(self, now: torch.device, student: nn.Module) -> None:
+    def follow(self, given: Given, student: nn.Module) -> None:
         """Moves to where the inputs are, if the student is there as well."""
-        if self.beside is not None and now in {p.device for p in student.parameters()}:
+        if self.beside is None or not given.tensors or given.tensors[0].device == self.beside:
+            return
+        now = given.tensors[0].device
+        if now in {p.device for p in student.parameters()}:
             self.move(lambda tensor: tensor.to(now))
             self.beside = now
 

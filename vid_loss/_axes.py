@@ -1,0 +1,173 @@
+"""Looks, once, which dimension of a feature is the batch and which the channels."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .losses.layouts import to_layout
+from .pairs import Pair
+
+# What their outputs are, whatever is around them: (N, C, L), or (N, L, C).
+_OF_SIGNALS = (
+    nn.Conv1d,
+    nn.ConvTranspose1d,
+    nn.BatchNorm1d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.GroupNorm,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveMaxPool1d,
+)
+_OF_TOKENS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Side(NamedTuple):
+    """One of the two models, and what it made of the example."""
+
+    owner: Literal["student", "teacher"]
+    model: nn.Module
+    features: Mapping[str, Tensor]
+    read: Callable[..., Mapping[str, Tensor]]  # of a call's arguments
+
+    def layer(self, pair: Pair) -> str:
+        """The pair's layer of this model."""
+        return pair.student if self.owner == "student" else pair.teacher
+
+    def transform(self, pair: Pair) -> Any:
+        """What the pair does to this model's feature first."""
+        return pair.student_transform if self.owner == "student" else pair.teacher_transform
+
+    def channel_dim(self, pair: Pair) -> int | None:
+        """Where the pair says that the channels are."""
+        dims = pair.channel_dim
+        return dims[self.owner == "teacher"] if isinstance(dims, tuple) else dims
+
+    def shape(self, pair: Pair, features: Mapping[str, Tensor]) -> torch.Size:
+        """The shape of this model's feature as the pair's loss is given it."""
+        feature, transform = features[self.layer(pair)], self.transform(pair)
+        feature = feature if transform is None else transform(feature)
+        return to_layout(feature, self.channel_dim(pair)).shape
+
+    def read_safely(self, call: Call) -> Mapping[str, Tensor] | None:
+        """What it makes of another call; None if it is not made for that."""
+        try:
+            return self.read(*call[0], **call[1])
+        except Exception:  # any that the user's model has
+            return None
+
+
+def check_axes(
+    pairs: Mapping[str, Pair], side: Side, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Refuses features whose batch is not the first dimension, and signals taken for tokens.
+
+    Where sizes leave it open, the model runs on another number of samples, or on shorter ones.
+
+    Args:
+        pairs: by name.
+        side: one of the models.
+        args: the example's positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ValueError: if a pair's feature has another order; it says what to write.
+    """
+    call: Call = (args, kwargs)
+    size = next((len(x) for x in _tensors(call) if x.ndim), None)
+    shapes = {name: side.shape(pair, side.features) for name, pair in pairs.items()}
+    open_ = [name for name, shape in shapes.items() if _batch_is_open(shape, size)]
+    if size and open_:
+        others = side.read_safely(_resized(call, size))
+        for name in open_ if others is not None else ():
+            _check_batch(pairs[name], side, shapes[name], side.shape(pairs[name], others or {}))
+    for name, pair in pairs.items():
+        said = side.channel_dim(pair) is not None or side.transform(pair) is not None
+        if len(shapes[name]) == 3 and not said and _is_signal(side, side.layer(pair), call):
+            raise ValueError(
+                f"{pair}, channel_dim: expected to know where the channels of the {side.owner}'s "
+                f"{tuple(shapes[name])} are: it looks like a signal (N, C, L). Pass channel_dim=1 "
+                "for that, or channel_dim=-1 for tokens (N, L, C)."
+            )
+
+
+def _batch_is_open(shape: torch.Size, size: int | None) -> bool:
+    """Whether the batch may be another dimension than the first, for all that one size tells."""
+    return len(shape) > 2 and (shape[0] != size or (len(shape) == 3 and shape[1] == size))
+
+
+def _check_batch(pair: Pair, side: Side, shape: torch.Size, other: torch.Size) -> None:
+    if len(shape) != len(other) or shape[0] != other[0]:
+        return
+    moved = [dim for dim in range(1, len(shape)) if shape[dim] != other[dim]]
+    if len(moved) == 1:
+        raise ValueError(
+            f"{pair}, {side.owner} feature: expected the batch as its first dimension; got shape "
+            f"{tuple(shape)}, where it is dimension {moved[0]}. Move it: "
+            f"{side.owner}_transform=lambda x: x.transpose(0, {moved[0]})."
+        )
+
+
+def _is_signal(side: Side, layer: str, call: Call) -> bool:
+    """Whether a feature of three dimensions is (N, C, L), by its layer, else by shorter samples."""
+    name = layer.partition(":")[0].partition("[")[0]
+    leaves = list(side.model.get_submodule(name).modules())
+    signals = any(isinstance(x, _OF_SIGNALS) for x in leaves)
+    tokens = any(isinstance(x, _OF_TOKENS) for x in leaves)
+    if signals != tokens:
+        return signals
+    before = side.features[layer].shape
+    for dim in (-1, 1):
+        others = side.read_safely(_shortened(call, dim))
+        if others is not None and len(others[layer].shape) == 3:
+            after = others[layer].shape
+            return before[1] == after[1] and before[2] != after[2]
+    return False
+
+
+def _resized(call: Call, size: int) -> Call:
+    """The call with half of its samples, or with its one sample twice."""
+
+    def resize(x: Tensor) -> Tensor:
+        if not x.ndim or len(x) != size:
+            return x
+        return x[: size // 2] if size > 1 else torch.cat([x, x])
+
+    return _mapped(call[0], resize), _mapped(call[1], resize)
+
+
+def _shortened(call: Call, dim: int) -> Call:
+    """The call with half of each sample along a dimension."""
+
+    def shorten(x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[dim] < 2:
+            return x
+        return x.narrow(dim, 0, (x.shape[dim] + 1) // 2)
+
+    return _mapped(call[0], shorten), _mapped(call[1], shorten)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(x, change) for key, x in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(x, change) for x in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for x in value.values():
+            yield from _tensors(x)
+    elif isinstance(value, list | tuple):
+        for x in value:
+            yield from _tensors(x)
