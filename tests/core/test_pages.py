@@ -96,9 +96,16 @@ def timm_script(folder):
     return {"student": student, "teacher": teacher, "loader": [(images, labels)]}
 
 
+def lightning_script(folder):
+    pytest.importorskip("lightning")
+    script = plain_script(folder)
+    return {**script, "loader": DataLoader(script["dataset"], batch_size=2)}
+
+
 SCRIPTS = {
     "integrations/hf/README.md": hugging_face_script,
     "integrations/accelerate/README.md": accelerate_script,
+    "integrations/lightning/README.md": lightning_script,
     "integrations/timm/README.md": timm_script,
 }
 CODE = [block for page in PAGES for block in blocks(page, "python", "diff")]
@@ -129,6 +136,8 @@ def one_process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # advice on workers and the like
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # torch's own, by its use
 @pytest.mark.parametrize("block", CODE, ids=str)
 def test_block_runs(block, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
@@ -138,7 +147,7 @@ def test_block_runs(block, tmp_path, monkeypatch, request):
     script = script_for(block, tmp_path)
     before = {name: p.clone() for name, p in script["student"].named_parameters()}
     exec(compile(runnable(block), str(block), "exec"), script)
-    if re.search(r"optimizer\.step\(\)|\btrain\(", block.code):
+    if re.search(r"optimizer\.step\(\)|\btrain\(|\.fit\(", block.code):
         after = dict(script["student"].named_parameters())
         moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert moved, "the block trains, and the student did not move"

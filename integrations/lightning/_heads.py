@@ -1,0 +1,52 @@
+"""The heads in the optimizer that ``configure_optimizers`` builds, before a scheduler sees it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from torch.optim import Optimizer
+
+from vid_loss import Distiller
+from vid_loss.terms import head_learning_rate
+
+
+@contextmanager
+def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> Iterator[None]:
+    """Gives the heads to every optimizer of the student's that is built in a block.
+
+    A scheduler that is built in the same block counts the groups, so that adding them after the
+    block would be too late; torch tells of an optimizer's construction by no hook.
+
+    Args:
+        distiller: has the heads and the student.
+        learning_rate: of the heads; :func:`~vid_loss.terms.head_learning_rate` if None.
+
+    Raises:
+        ValueError: if none was built.
+    """
+    of_student = {id(p) for p in distiller.student.parameters()}
+    of_heads = {id(p) for p in distiller.parameters()}
+    build = Optimizer.__init__
+    built = []
+
+    @wraps(build)
+    def with_heads(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        if held & of_student and not held & of_heads:  # a wrapper of another has that one's groups
+            lr = head_learning_rate(self) if learning_rate is None else learning_rate
+            for group in distiller.parameter_groups(self, lr=lr):
+                self.add_param_group(group)
+            built.append(type(self))
+
+    Optimizer.__init__ = with_heads  # type: ignore[method-assign]  # for the block alone
+    try:
+        yield
+    finally:
+        Optimizer.__init__ = build  # type: ignore[method-assign]  # as above
+    if of_heads and not built:
+        raise ValueError(
+            "VIDCallback: expected configure_optimizers to build an optimizer of the student's "
+            "parameters; got none, or one that was built before. Build it there."
+        )
