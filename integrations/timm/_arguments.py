@@ -54,6 +54,29 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="end the teacher's forward at the last layer that a pair reads",
     )
+    _refuse_elsewhere(parser, group)
+
+
+def _refuse_elsewhere(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> None:
+    """Has the parser refuse the group's arguments without ``--kd-distill-type vid``.
+
+    timm would distil logits then, or nothing, and not say so.
+    """
+    parse = parser.parse_args
+    absent = {action: action.default for action in group._group_actions}  # before any --config
+
+    def parse_args(*given: Any, **options: Any) -> Any:
+        args = parse(*given, **options)
+        if args.kd_distill_type != "vid":
+            for action, default in absent.items():
+                if getattr(args, action.dest) != default:
+                    parser.error(
+                        f"{action.option_strings[0]}: expected --kd-distill-type vid; got "
+                        f"{args.kd_distill_type}. Add it, or drop this argument."
+                    )
+        return args
+
+    vars(parser)["parse_args"] = parse_args
 
 
 def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:

@@ -1,5 +1,6 @@
 """What timm's ``feature_info`` says of a model's layers: which to pair, where channels are."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vid_loss import FeatureTap, Pair
+from vid_loss import FeatureTap, Pair, match_layers
 from vid_loss.guards import undisturbed
+from vid_loss.matching import TokensToGrid
 
 # Before it there is a stem: no group of blocks ends there, and its maps are the largest.
 _LEAST_REDUCTION = 4
@@ -75,10 +77,11 @@ def resolve_pairs(
     example: Tensor,
     weight: float | None,
 ) -> list[Pair]:
-    """Returns the pairs with what was left out: weights, and where ``feature_info`` knows channels.
+    """Returns the pairs with what was left out: weights, channels, tokens as a grid beside a map.
 
     Args:
-        pairs: a dict of student layer to teacher layer, or pairs; None matches by reduction.
+        pairs: a dict of student layer to teacher layer, or pairs; None matches by reduction, and a
+            ViT with a CNN by relative depth.
         student: a timm model; run on the example, to see what is a map.
         teacher: a timm model; the same.
         example: one input image, ``(1, C, H, W)``.
@@ -88,7 +91,7 @@ def resolve_pairs(
         ValueError: if a layer is unknown; the closest names are listed.
     """
     if pairs is None:
-        pairs = match_by_reduction(student, teacher)
+        pairs = _matched(student, teacher, example)
     elif isinstance(pairs, Mapping):
         pairs = [Pair(*layers) for layers in pairs.items()]
     if not all(isinstance(pair, Pair) for pair in pairs):
@@ -96,20 +99,64 @@ def resolve_pairs(
     with undisturbed(student, teacher):
         students = _shapes(student, [pair.student for pair in pairs], example, "student")
         teachers = _shapes(teacher, [pair.teacher for pair in pairs], example, "teacher")
-    resolved = []
-    for pair in pairs:
-        dims = pair.channel_dim
-        if dims is None:
-            # A transform's result may have its channels anywhere.
-            of_student = channel_dim(student, pair.student, students[pair.student])
-            of_teacher = channel_dim(teacher, pair.teacher, teachers[pair.teacher])
-            dims = (
-                None if pair.student_transform else of_student,
-                None if pair.teacher_transform else of_teacher,
-            )
-        pair_weight = weight if pair.weight is None else pair.weight
-        resolved.append(replace(pair, weight=pair_weight, channel_dim=dims))
-    return resolved
+    return [
+        replace(
+            _as_maps(
+                pair,
+                (student, teacher),
+                (students[pair.student], teachers[pair.teacher]),
+                example,
+            ),
+            weight=weight if pair.weight is None else pair.weight,
+        )
+        for pair in pairs
+    ]
+
+
+def _matched(student: nn.Module, teacher: nn.Module, example: Tensor) -> Sequence[Pair]:
+    """Matches by reduction, but a ViT has one only: with a CNN, by relative depth."""
+    ranks = set()
+    for model, owner in ((student, "student"), (teacher, "teacher")):
+        for entry in _feature_info(model)[-1:]:
+            with undisturbed(model):
+                ranks.add(len(_shapes(model, [entry["module"]], example, owner)[entry["module"]]))
+    if ranks == {3, 4}:
+        return match_layers(student, teacher, example)
+    return match_by_reduction(student, teacher)
+
+
+def _as_maps(
+    pair: Pair, models: Sequence[nn.Module], shapes: Sequence[torch.Size], example: Tensor
+) -> Pair:
+    """Says where the channels of each feature are, and makes tokens a grid where a map is met."""
+    layers, transforms = (
+        (pair.student, pair.teacher),
+        [pair.student_transform, pair.teacher_transform],
+    )
+    # A transform's result may have its channels anywhere.
+    dims = [
+        None if transform else channel_dim(model, layer, shape)
+        for model, layer, shape, transform in zip(models, layers, shapes, transforms, strict=True)
+    ]
+    for i in range(2):
+        if not any(transforms) and (len(shapes[i]), len(shapes[1 - i])) == (3, 4):
+            transforms[i] = _grid(models[i], shapes[i], example)
+    return replace(
+        pair,
+        channel_dim=(dims[0], dims[1]) if pair.channel_dim is None else pair.channel_dim,
+        student_transform=transforms[0],
+        teacher_transform=transforms[1],
+    )
+
+
+def _grid(model: Any, shape: torch.Size, example: Tensor) -> TokensToGrid | None:
+    """Returns what makes a map of square patches' tokens; None if they are no grid."""
+    leading = getattr(model, "num_prefix_tokens", 0)
+    patches = max(shape[1] - leading, 0)
+    image_height, image_width = example.shape[-2:]
+    height = math.isqrt(patches * image_height // image_width)
+    width = height * image_width // image_height
+    return TokensToGrid(leading, height, width) if height * width == patches > 0 else None
 
 
 def _shapes(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vid_loss import Pair
+from vid_loss import Distiller, Pair
 
 timm = pytest.importorskip("timm")
 
@@ -96,3 +96,50 @@ def test_example_leaves_the_models_as_they_were():
     assert student.training
     torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
     assert not any(module._forward_hooks for module in student.modules())
+
+
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (("test_resnet", "test_vit"), 160),
+        (("test_vit", "test_resnet"), 160),
+        (("resnet10t", "mixer_s32_224"), 224),  # no class token
+        (("test_resnet", "patches of 14"), 70),  # no reduction in common; registers
+    ],
+)
+def test_a_vit_and_a_cnn_are_paired_by_depth_and_as_grids(names, size):
+    if names[1] == "patches of 14":
+        teacher = timm.create_model(
+            "vit_tiny_patch16_224", patch_size=14, img_size=70, reg_tokens=4
+        )
+    else:
+        teacher = timm.create_model(names[1])
+    student = timm.create_model(names[0])
+    example = torch.zeros(1, 3, size, size)
+    pairs = resolve_pairs(None, student, teacher, example=example, weight=2.0)
+    assert len(pairs) >= 2
+    assert [pair.weight for pair in pairs] == [2.0] * len(pairs)
+    transforms = [(pair.student_transform, pair.teacher_transform) for pair in pairs]
+    assert all((one is None) != (other is None) for one, other in transforms)
+    terms = Distiller(student, teacher, pairs, example=example)
+    student(example.expand(2, -1, -1, -1))
+    assert torch.isfinite(terms(example.expand(2, -1, -1, -1)))
+
+
+def test_named_layers_of_a_vit_and_a_cnn_meet_as_maps_with_each_patch_in_its_place():
+    student, teacher = timm.create_model("test_resnet"), timm.create_model("test_vit")
+    (pair,) = resolve_pairs(
+        {"layer3": "blocks.3"}, student, teacher, example=torch.zeros(1, 3, 160, 160), weight=None
+    )
+    assert pair.student_transform is None
+    tokens = torch.arange(101.0).view(1, 101, 1)  # a class token, then ten rows of ten
+    expected = torch.arange(1.0, 101.0).view(1, 1, 10, 10)
+    torch.testing.assert_close(pair.teacher_transform(tokens), expected)
+    (wide,) = resolve_pairs(
+        {"layer3": "blocks.3"},
+        student,
+        timm.create_model("test_vit", img_size=(64, 128)),
+        example=torch.zeros(1, 3, 64, 128),
+        weight=None,
+    )
+    assert wide.teacher_transform(torch.zeros(2, 33, 64)).shape == (2, 64, 4, 8)

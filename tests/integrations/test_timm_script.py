@@ -230,6 +230,43 @@ def test_wrong_arguments_are_named(script, tmp_path, run_here, arguments, messag
         run_here(script, *arguments, "--output", tmp_path)
 
 
+@pytest.mark.parametrize("kind", [[], ["--kd-model-name", "resnet10t"]])
+@pytest.mark.parametrize(
+    "argument", [["--vid-pair", "layer4=layer4"], ["--vid-weight", "2"], ["--vid-stop-teacher"]]
+)
+def test_arguments_of_vid_without_vid_are_refused_before_anything_is_built(
+    script, tmp_path, run_here, capsys, kind, argument
+):
+    with pytest.raises(SystemExit, match="2"):
+        run_here(script, *kind, *argument, "--output", tmp_path)
+    message = f"{argument[0]}: expected --kd-distill-type vid; got logit. Add it, or drop"
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pth.tar"))
+
+
+def test_what_a_configuration_file_sets_is_refused_too(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kd-distill-type", default="logit", choices=["logit"])
+    add_vid_arguments(parser)
+    parser.set_defaults(vid_head_lr=0.1)  # as timm does with what --config says
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([])
+    assert "--vid-head-lr: expected --kd-distill-type vid" in capsys.readouterr().err
+    assert parser.parse_args(["--kd-distill-type", "vid"]).vid_head_lr == 0.1
+
+
+@pytest.mark.parametrize("pairs", [[], ["--vid-pair", "layer4=blocks.5"]])
+def test_a_vit_teaches_a_cnn_from_the_command_line(script, tmp_path, run_here, pairs):
+    path = tmp_path / "vit.pth"
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), path)
+    options = ["--kd-distill-type", "vid", "--kd-model-name", "test_vit"]
+    options += ["--vid-teacher-checkpoint", path, "--img-size", 160, *pairs]
+    run_here(script, *options, "--output", tmp_path)
+    names = {key.split(".")[0] for key in _checkpoint(tmp_path)["task_state"]["vid"]}
+    assert "layer4->blocks/5" in names
+    assert len(names) == (1 if pairs else 4)
+
+
 def test_task_evaluates_as_the_plain_one_would(teacher):
     student, criterion = timm.create_model("test_resnet"), torch.nn.CrossEntropyLoss()
     plain = timm.task.ClassificationTask(student, criterion, verbose=False)

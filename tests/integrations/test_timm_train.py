@@ -79,9 +79,9 @@ def test_train_script_trains_resumes_and_runs_on_two_processes(how, clone, image
     teacher = tmp_path / "teacher.pth"
     torch.save(timm.create_model("resnet10t", num_classes=10).state_dict(), teacher)
     before = clone.read_bytes()
-    command = ["-m", "vid_loss.integrations.timm._task", "run", clone, "--"]
+    command = ["-m", "vid_loss.integrations.timm", "run", clone, "--"]
     if how == "patched":
-        _call("-m", "vid_loss.integrations.timm._task", "patch", clone)
+        _call("-m", "vid_loss.integrations.timm", "patch", clone)
         command = [clone]
     common = ["--data-dir", images, *ARGUMENTS, "--vid-teacher-checkpoint", teacher]
     common += ["--output", tmp_path]
