@@ -16,10 +16,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from paper.command_line import name_and_value
 from paper.datasets.small_image_loaders import small_image_loaders
 from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
 from paper.methods import TABLE_1
-from paper.program import name_and_value, start_accelerator
+from paper.program import start_accelerator
 from paper.settings import Settings, small_image_settings
 from paper.training import train_and_test
 

@@ -1,6 +1,9 @@
 """MIT-67 in the paper's Table 2: few images of rooms, and a teacher that knows ImageNet.
 
-Run ``accelerate launch examples/mit67.py --demo`` for the same program without a download.
+    accelerate launch examples/mit67.py
+    accelerate launch examples/mit67.py --demo
+
+What is missing is fetched: 2.4 GB of rooms and 83 MB of a teacher. The demo needs no network.
 """
 
 from pathlib import Path
@@ -30,15 +33,16 @@ def fetch(folder: Path) -> None:
 if __name__ == "__main__":
     main(
         DataSet(
-            name="mit67",
+            description=__doc__.splitlines()[0],
             folder=Path("data/MIT-67"),
-            read=read_mit67,
-            download=fetch,
+            read=lambda folder, settings: read_mit67(folder),
             instructions=(
                 f"Fetch {URL} (2.4 GB), {LISTS}TrainImages.txt and {LISTS}TestImages.txt, unpack "
                 "the archive beside the lists, and pass that folder, with Images/ in it: --data "
-                "PATH. With a network, --download does that."
+                "PATH"
             ),
             write=write_mit67,
+            name="mit67",
+            fetch=fetch,
         )
     )

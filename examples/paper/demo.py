@@ -62,7 +62,7 @@ class Digits(NamedTuple):
     is_train: Sequence[bool]
 
 
-Reader = Callable[[Path], tuple[ImageList, ImageList]]
+Reader = Callable[[Path, Settings], tuple[ImageList, ImageList]]
 Writer = Callable[[Path, Digits], None]
 
 
@@ -82,14 +82,18 @@ def run_demo(
         The results of each method.
     """
     data = {}
-    for owner, digits in (("teacher", teacher_digits), ("student", student_digits)):
+    for owner, digits, settings in (
+        ("teacher", teacher_digits, TEACHER),
+        ("student", student_digits, STUDENT),
+    ):
         folder = output / "data" / owner
         if accelerator.is_main_process and not folder.exists():
             partial = folder.with_name(owner + ".partial")
             write(partial, digits())
             partial.rename(folder)
         accelerator.wait_for_everyone()
-        data[owner] = read(folder)
+        with accelerator.main_process_first():  # it may write copies
+            data[owner] = read(folder, settings)
 
     def run(settings: Settings, owner: str, name: str) -> Result:
         loaders = photograph_loaders(settings, *data[owner])
@@ -147,6 +151,13 @@ def write_mit67(root: Path, digits: Digits) -> None:
         rows[is_train].append(name)
     (root / "TrainImages.txt").write_text("\n".join(rows[True]) + "\n")
     (root / "TestImages.txt").write_text("\n".join(rows[False]) + "\n")
+
+
+def write_class_folders(root: Path, digits: Digits) -> None:
+    """Writes images as folders of classes, for training and for the test."""
+    for number, (image, label, is_train) in enumerate(zip(*digits, strict=True), start=1):
+        part = "train" if is_train else "test"
+        _save(image, root / part / f"class{label}" / f"{number:04d}.png")
 
 
 def _save(image: NDArray[np.float64], path: Path) -> None:

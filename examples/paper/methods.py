@@ -1,10 +1,14 @@
 """The methods of the paper's Tables 1 and 2, each a list of pairs."""
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from torch import Tensor, nn
+
 from vid_loss import ATLoss, FitNetLoss, KDLoss, LwFLoss, Pair
+from vid_loss.matching import match_layers
 
 TABLE_1 = ("student", "kd", "fitnet", "at", "mi", "kd+at", "kd+mi")
 TABLE_2 = (
@@ -27,12 +31,18 @@ class Layers:
     """Which layers of a student and a teacher belong together.
 
     Args:
-        stages: (student, teacher) from shallow to deep: what MI-I, AT and FitNet read.
+        stages: (student, teacher) from shallow to deep: what MI-I, AT and FitNet read; or a pair
+            that says more of them.
         classifiers: the two last linear layers: what MI-L, LwF and KD read.
     """
 
-    stages: tuple[tuple[str, str], ...]
+    stages: tuple[tuple[str, str] | Pair, ...]
     classifiers: tuple[str, str]
+
+
+def is_known(name: str) -> bool:
+    """Whether a model is of one of the paper's families, whose layers have known names."""
+    return re.match(r"vgg9$|wrn-|(resnet|resnext|wide_resnet)\d", name) is not None
 
 
 def layers_of(name: str) -> tuple[tuple[str, ...], str]:
@@ -49,7 +59,7 @@ def layers_of(name: str) -> tuple[tuple[str, ...], str]:
         return ("stage2", "stage3", "stage4", "stage5"), "fc"
     if name.startswith("wrn-"):
         return ("group1", "group2", "group3"), "fc"
-    if name.startswith(("resnet", "resnext", "wide_resnet")):
+    if is_known(name):
         return ("layer1", "layer2", "layer3", "layer4"), "fc"
     raise ValueError(
         f"layers_of, name: expected vgg9, wrn-DEPTH-WIDTH or a resnet; got {name!r}. Pass "
@@ -70,6 +80,37 @@ def matching_layers(student: str, teacher: str) -> Layers:
             f"{student} and {len(teacher_stages)} in {teacher}. Pass --stages STUDENT=TEACHER ..."
         )
     return Layers(tuple(zip(student_stages, teacher_stages, strict=True)), (student_fc, teacher_fc))
+
+
+def find_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    example: Tensor,
+    teacher_inputs: Callable[[Tensor], Tensor] | None = None,
+) -> Layers:
+    """Pairs the layers of two models of whatever family, by what they do with an example.
+
+    Args:
+        student: the student.
+        teacher: the teacher.
+        example: images ``(N, 3, H, W)``.
+        teacher_inputs: what makes the teacher's images of them.
+
+    Raises:
+        ValueError: if no layers fit, or a model's classifier is not a linear layer.
+    """
+    stages = match_layers(student, teacher, example, teacher_inputs=teacher_inputs)
+    return Layers(tuple(stages), (_classifier(student), _classifier(teacher)))
+
+
+def _classifier(model: nn.Module) -> str:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"find_layers: expected a classifier that is a linear layer; got none in "
+            f"{type(model).__name__}. Pass --stages and --classifiers STUDENT=TEACHER."
+        )
+    return linear[-1]
 
 
 def pairs_of(
@@ -121,8 +162,12 @@ class _Options(NamedTuple):
     hint: int
 
 
+def _pairs(layers: Layers) -> list[Pair]:
+    return [x if isinstance(x, Pair) else Pair(*x) for x in layers.stages]
+
+
 def _mi_i(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
-    return [Pair(student, teacher, weight) for student, teacher in layers.stages]
+    return [replace(stage, weight=weight) for stage in _pairs(layers)]
 
 
 def _mi_l(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
@@ -131,12 +176,11 @@ def _mi_l(layers: Layers, weight: float | None, options: _Options) -> list[Pair]
 
 
 def _at(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
-    return [Pair(student, teacher, weight, ATLoss()) for student, teacher in layers.stages]
+    return [replace(stage, weight=weight, loss=ATLoss()) for stage in _pairs(layers)]
 
 
 def _fitnet(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:
-    student, teacher = layers.stages[options.hint]
-    return [Pair(student, teacher, weight, FitNetLoss)]
+    return [replace(_pairs(layers)[options.hint], weight=weight, loss=FitNetLoss)]
 
 
 def _lwf(layers: Layers, weight: float | None, options: _Options) -> list[Pair]:

@@ -1,53 +1,61 @@
-"""Command line of ``cub.py`` and ``mit67.py``, the programs of the paper's Table 2."""
+"""The program of ``folder.py``, ``cub.py`` and ``mit67.py``: students, one with a teacher."""
 
-import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
+from .command_line import TORCHRUN, read_command_line
+from .curves import draw_curves
+from .datasets.loaders import Loaders
 from .datasets.photograph_loaders import photograph_loaders
 from .datasets.photographs import ImageList
 from .demo import Digits, run_demo, table
-from .methods import TABLE_2, Layers
+from .methods import Layers
 from .settings import Settings
-from .training import train_and_test
+from .training import Result, train_and_test
 
-TORCHRUN = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2"
+_TOLD = re.compile(r": expected .*; got ", re.DOTALL)  # how the messages are built that say it all
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of Table 2.
+    """A data set of photographs.
 
     Args:
-        name: of the folder that runs go to.
-        folder: where it is, if no other is named.
-        read: its lists of training and of test images, from its folder.
-        download: fetches it into a folder.
-        instructions: what to fetch by hand, and how to lay it out.
+        description: what it is, for ``--help``.
+        folder: where it is, if no other is named; None asks for one.
+        read: its lists of training and of test images, from its folder and a run's settings.
+        instructions: how to lay it out by hand.
         write: writes digits in its format, for ``--demo``.
+        name: of the folder that runs go to; None is that of ``--data``.
+        fetch: brings what is missing of it into a folder; None if nobody publishes it.
     """
 
-    name: str
-    folder: Path
-    read: Callable[[Path], tuple[ImageList, ImageList]]
-    download: Callable[[Path], None]
+    description: str
+    folder: Path | None
+    read: Callable[[Path, Settings], tuple[ImageList, ImageList]]
     instructions: str
     write: Callable[[Path, Digits], None]
+    name: str | None = None
+    fetch: Callable[[Path], None] | None = None
 
 
 def main(data_set: DataSet) -> None:
     """Runs what the command line says, and prints accuracies."""
-    arguments = _parse(data_set)
+    arguments = read_command_line(data_set.description, data_set.folder)
+    if arguments.output is None:
+        count = arguments.images_per_class or "all"
+        run = f"{arguments.student}-{count}-seed{arguments.seed}"
+        arguments.output = Path("runs", _name(data_set, arguments), "demo" * arguments.demo or run)
     accelerator = start_accelerator(arguments.accumulation, arguments.log_with, arguments.output)
-    if not arguments.demo:  # many runs, whose epochs a tracker would mix
-        accelerator.init_trackers(data_set.name)
     try:
         if arguments.demo:
             results = run_demo(
@@ -56,6 +64,10 @@ def main(data_set: DataSet) -> None:
             accelerator.print(table(results))
         else:
             _run(accelerator, data_set, arguments)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        if not _TOLD.search(str(error)):
+            raise
+        _stop(str(error))
     finally:
         accelerator.end_training()
 
@@ -76,81 +88,82 @@ def start_accelerator(
     return accelerator
 
 
-def _run(accelerator: Accelerator, data_set: DataSet, arguments: argparse.Namespace) -> None:
-    settings = _settings(arguments)
-    try:
-        if arguments.download:
-            with accelerator.main_process_first():
-                data_set.download(arguments.data)
-        data = data_set.read(arguments.data)
-    except (FileNotFoundError, ConnectionError) as error:
-        sys.exit(f"{error}\n\n{data_set.instructions}\nA run that needs no data: --demo")
-    try:
+def _name(data_set: DataSet, arguments: Namespace) -> str:
+    if data_set.name is not None:
+        return data_set.name
+    return "folder" if arguments.data is None else str(arguments.data.resolve().name)
+
+
+def _stop(message: str) -> NoReturn:
+    """Ends the program with a message.
+
+    The status is 0 under accelerate launch, which answers any other with a traceback of its own,
+    below the message that is to be read.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # set by accelerate launch, always
+        sys.exit(message)
+    print(message, file=sys.stderr)
+    sys.exit(0)
+
+
+def _run(accelerator: Accelerator, data_set: DataSet, arguments: Namespace) -> None:
+    runs = {method: _settings(arguments, method) for method in arguments.method}
+    data = _read(accelerator, data_set, arguments.data, next(iter(runs.values())))
+    results: dict[str, Result] = {}
+    for method, settings in runs.items():
+        accelerator.print(f"{method}: {arguments.output / method}")
+        if arguments.log_with:
+            _finish_trackers(accelerator)  # those of the run before
+            accelerator.init_trackers(f"{_name(data_set, arguments)}-{method}")
         loaders = photograph_loaders(settings, *data)
-        result = train_and_test(accelerator, settings, loaders, arguments.output)
-    except (FileNotFoundError, ConnectionError) as error:  # of weights: it says what to do
-        sys.exit(str(error))
-    accelerator.print(
-        f"{settings.method}, {settings.student}, seed {settings.seed}: "
-        f"{result.validation:.2f} % of the validation images, "
-        f"{result.test.percent:.2f} % of {result.test.total} test images"
+        results[method] = train_and_test(accelerator, settings, loaders, arguments.output / method)
+    if accelerator.is_main_process:
+        _report(results, loaders, arguments)
+
+
+def _finish_trackers(accelerator: Accelerator) -> None:
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()
+
+
+def _read(
+    accelerator: Accelerator, data_set: DataSet, folder: Path, settings: Settings
+) -> tuple[ImageList, ImageList]:
+    """Fetches what is missing and reads the lists, the main process first."""
+    told = None
+    with accelerator.main_process_first():  # which others wait for, whatever becomes of it
+        try:
+            if data_set.fetch is not None:
+                data_set.fetch(folder)
+            return data_set.read(folder, settings)
+        except (FileNotFoundError, ConnectionError) as error:
+            told = str(error)
+    _stop(f"{told}\n\n{data_set.instructions}\nA run that needs no data: --demo")
+
+
+def _report(results: Mapping[str, Result], loaders: Loaders, arguments: Namespace) -> None:
+    counts = len(loaders.train.dataset), len(loaders.validation.dataset)
+    print(
+        f"\n{arguments.student}, {loaders.classes} classes, {counts[0]} images for training and "
+        f"{counts[1]} for validation, seed {arguments.seed}; accuracy in percent\n"
+        f"{'method':<14}{'validation':>12}{'test':>8}   student"
     )
+    for method, (validation, test) in results.items():
+        file = arguments.output / method / "best.safetensors"
+        print(f"{method:<14}{validation:>12.1f}{test.percent:>8.1f}   {file}")
+    picture = arguments.output / "curves.png"
+    draw_curves({method: arguments.output / method for method in results}, picture)
+    print(f"of {test.total} test images; curves: {picture}")
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(arguments: Namespace, method: str) -> Settings:
     layers = None
     if arguments.stages or arguments.classifiers:
         layers = Layers(tuple(arguments.stages), arguments.classifiers or ("fc", "fc"))
     given = {k: v for k, v in vars(arguments).items() if k in Settings.__dataclass_fields__}
-    given["weights_of"] = {name: float(weight) for name, weight in arguments.weights_of}
+    weights = {name: float(weight) for name, weight in arguments.weights_of}
+    if len(arguments.method) > 1:  # the others' are no mistake
+        weights = {name: x for name, x in weights.items() if name in method.split("+")}
+    given |= {"method": method, "weights_of": weights, "folder": arguments.data.resolve()}
     return Settings(layers=layers, **given)
-
-
-def name_and_value(text: str) -> tuple[str, str]:
-    """Reads NAME=VALUE from the command line."""
-    left, equals, right = text.partition("=")
-    if not (left and equals and right):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
-    return left, right
-
-
-def _parse(data_set: DataSet) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=f"Transfer to {data_set.name}, as in Table 2 of the paper.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog=f"With several processes on CPU: {TORCHRUN} {sys.argv[0]} ...",
-    )
-    add = parser.add_argument
-    add("--demo", action="store_true", help="run on digits, without a download; settings are fixed")
-    add("--data", type=Path, default=data_set.folder, help="folder of the data set")
-    add("--download", action="store_true", help="fetch the data set into --data first")
-    add("--method", default="mi-i", help=f"one of {', '.join(TABLE_2)}, or another sum of these")
-    add("--weights-of", type=name_and_value, nargs="*", default=[], metavar="METHOD=LAMBDA")
-    add("--hint", type=int, help="FitNet's stage, counted from 0; the middle one if not given")
-    add("--student", default="resnet18", help="resnet18, vgg9, or torchvision's or timm's name")
-    add("--student-weights", type=Path, help="what 'finetuned' starts from, if not ImageNet's")
-    add("--teacher", default="resnet34", help="torchvision's or timm's name")
-    add("--teacher-weights", type=Path, help="a state_dict, instead of the published weights")
-    add("--teacher-classes", type=int, default=1000)
-    layers = "layers of models that are not of the paper's families"
-    pair: dict[str, Any] = {"type": name_and_value, "metavar": "STUDENT=TEACHER"}
-    add("--stages", **pair, nargs="*", default=[], help=layers)
-    add("--classifiers", **pair, help="as --stages; fc=fc if not given")
-    add("--images-per-class", type=int, help="all if not given; a fifth is for validation")
-    add("--image-size", type=int, default=224)
-    add("--seed", type=int, default=0)
-    add("--epochs", type=int, default=100)
-    add("--batch-size", type=int, default=64, help="of all processes together")
-    add("--accumulation", type=int, default=1, help="batches per step")
-    add("--lr", type=float, default=0.05)
-    add("--weight-decay", type=float, default=5e-4)
-    add("--max-grad-norm", type=float)
-    add("--workers", type=int, default=4, help="processes that read images, for each process")
-    add("--log-with", choices=("tensorboard", "wandb"))
-    add("--output", type=Path, default=None, help="folder of the run; named for it if not given")
-    arguments = parser.parse_args()
-    if arguments.output is None:
-        count = arguments.images_per_class or "all"
-        run = f"{arguments.student}-{arguments.method}-{count}-seed{arguments.seed}"
-        arguments.output = Path("runs", data_set.name, "demo" if arguments.demo else run)
-    return arguments

@@ -16,7 +16,9 @@ class Settings:
     ``layers`` None means those of the paper for these models; ``images_per_class`` None means all;
     ``labels_per_class`` None means that every image has its label. ``batch_size`` is that of all
     processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
-    KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
+    KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones. ``folder``
+    is where the images are. With a ``cache`` folder images are not augmented, and the teacher is
+    asked once for each.
     """
 
     method: str
@@ -41,6 +43,8 @@ class Settings:
     weight_decay: float = 5e-4
     max_grad_norm: float | None = None
     workers: int = 4
+    folder: Path | None = None
+    cache: Path | None = None
 
 
 def small_image_settings(data: SmallImages, **given: Any) -> Settings:

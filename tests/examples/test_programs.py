@@ -38,8 +38,27 @@ def no_network(folder: Path) -> None:
     raise ConnectionError(f"{folder}: expected a download; got no route.")
 
 
-CUB = DataSet("cub", Path("data/CUB"), read_cub, no_network, "Fetch the archive.", write_cub)
-MIT67 = DataSet("mit67", Path("data/MIT"), read_mit67, no_network, "Fetch both.", write_mit67)
+def fetch_nothing(folder: Path) -> None:
+    if not folder.exists():
+        no_network(folder)
+
+
+CUB = DataSet(
+    description="Birds.",
+    folder=Path("data/CUB"),
+    read=lambda folder, settings: read_cub(folder),
+    instructions="Fetch the archive.",
+    write=write_cub,
+    name="cub",
+    fetch=fetch_nothing,
+)
+MIT67 = replace(
+    CUB,
+    folder=Path("data/MIT"),
+    read=lambda folder, settings: read_mit67(folder),
+    write=write_mit67,
+    name="mit67",
+)
 
 
 def run(monkeypatch, data_set: DataSet, *arguments: str) -> None:
@@ -76,10 +95,10 @@ def test_a_run_reads_the_data_set_and_refuses_other_settings_in_its_folder(monke
     write_cub(Path("data/CUB"), few_digits())
     run(monkeypatch, CUB, *SMALL, "--method", "student", "--images-per-class", "5")
     printed = capsys.readouterr().out
-    assert "student, wrn-10-1, seed 0" in printed
+    assert "wrn-10-1, 3 classes, 12 images for training and 3 for validation, seed 0" in printed
     assert "of 12 test images" in printed
-    again = (*SMALL, "--method", "student", "--output", "runs/cub/wrn-10-1-student-5-seed0")
-    with pytest.raises(ValueError, match=r"settings.json: .* Choose another --output"):
+    again = (*SMALL, "--method", "student", "--output", "runs/cub/wrn-10-1-5-seed0")
+    with pytest.raises(SystemExit, match=r"settings.json: .* Choose another --output"):
         run(monkeypatch, CUB, *again)
 
 
@@ -99,7 +118,7 @@ def test_missing_weights_are_named_alone_and_the_run_may_begin_anew(monkeypatch,
 def test_finetuning_and_named_layers_and_weights_run(monkeypatch, capsys):
     write_mit67(Path("data/MIT"), few_digits())
     run(monkeypatch, MIT67, *SMALL, "--method", "student", "--output", "first")
-    weights = "first/best.safetensors"
+    weights = "first/student/best.safetensors"
     run(monkeypatch, MIT67, *SMALL, "--method", "finetuned", "--student-weights", weights)
     teacher = ("--teacher", "wrn-10-1", "--teacher-weights", weights, "--teacher-classes", "3")
     pairs = ("--stages", "group2=group2", "--classifiers", "fc=fc")
@@ -108,10 +127,10 @@ def test_finetuning_and_named_layers_and_weights_run(monkeypatch, capsys):
     assert capsys.readouterr().out.count("of 12 test images") == 3
 
 
-@pytest.mark.parametrize("arguments", [(), ("--download",)], ids=["no data", "no network"])
-def test_without_the_data_it_says_what_to_fetch_and_offers_the_demo(monkeypatch, arguments):
+@pytest.mark.parametrize("fetch", [None, no_network], ids=["no data", "no network"])
+def test_without_the_data_it_says_what_to_fetch_and_offers_the_demo(monkeypatch, fetch):
     with pytest.raises(SystemExit, match=r"data/CUB.*\n\nFetch the archive.\n.* --demo"):
-        run(monkeypatch, CUB, *arguments)
+        run(monkeypatch, replace(CUB, fetch=fetch))
 
 
 def test_one_process_where_several_were_asked_for_is_told(monkeypatch, capsys):

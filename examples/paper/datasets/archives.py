@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import shutil
+import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -10,16 +11,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 from torchvision.datasets.utils import download_url
 
 _MAX_BYTES = 16 * 2**30  # of an archive, unpacked: MIT-67 has 2.4 GB
 _MAX_FILES = 10**6
 _MAX_READ = 2**20
+_SECONDS = 10  # that a server has to say how large a file is
 
 
 def download(url: str, path: Path, digest: str | None = None) -> None:
-    """Fetches a file, unless it is there, and checks it.
+    """Fetches a file, unless it is there, and checks it; says first what, and how large it is.
 
     Args:
         url: where it is.
@@ -33,6 +36,7 @@ def download(url: str, path: Path, digest: str | None = None) -> None:
     if not path.exists():
         partial = path.with_name(path.name + ".partial")
         partial.unlink(missing_ok=True)
+        print(f"{path}: {_size_of(url)} from {url}", file=sys.stderr)
         try:
             download_url(url, str(path.parent), filename=partial.name)
         except (URLError, OSError, RuntimeError) as error:
@@ -43,6 +47,15 @@ def download(url: str, path: Path, digest: str | None = None) -> None:
         partial.rename(path)
     if digest is not None:
         check_digest(path, digest)
+
+
+def _size_of(url: str) -> str:
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=_SECONDS) as answer:
+            size = int(answer.headers["Content-Length"])
+    except (OSError, TypeError, ValueError):  # no network, or a server that does not say
+        return "a file of unknown size"
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def check_digest(path: Path, digest: str) -> None:

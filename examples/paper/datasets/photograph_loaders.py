@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, StackDataset, Subset
 from torchvision import transforms
 
 from paper.settings import Settings
@@ -31,8 +31,12 @@ def photograph_loaders(
         "num_workers": settings.workers,
         "pin_memory": torch.cuda.is_available(),
     }
+    train = Subset(augmented, chosen)
+    if settings.cache is not None:
+        # Which image it is, whatever images are drawn: several seeds may share a cache.
+        train = StackDataset(Subset(plain, chosen), chosen)
     return Loaders(
-        shuffled(Subset(augmented, chosen), settings, options),
+        shuffled(train, settings, options),
         DataLoader(Subset(plain, held_out), **options),
         DataLoader(test, **options),
         classes=1 + max(train_images.labels),
