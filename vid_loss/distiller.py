@@ -115,6 +115,11 @@ class Distiller(PairTerms):
         """The student, without any wrapper."""
         return self._tap.model
 
+    @property
+    def reached(self) -> bool:
+        """Whether the student's last forward in train mode has reached any of the layers."""
+        return self._tap.reached
+
     def forward(
         self,
         *args: Any,

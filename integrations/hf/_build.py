@@ -1,131 +1,173 @@
 """The heads of a Hugging Face student, sized from one batch."""
 
 import logging
-import random
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from transformers import Trainer
 
 from vid_loss.distiller import Distiller
+from vid_loss.guards import undisturbed
 from vid_loss.matching import match_layers
 from vid_loss.pairs import Pair
 
-from ._inputs import Columns
+from ._heads import StudentHeads
+from ._inputs import Columns, as_batch, with_decoder_masks
+from ._names import named_in_wrapper
+from ._sizing import FirstRows
 
 logger = logging.getLogger(__name__)
+_OURS = f"{__package__}._trainer"
 
 
-def build_distiller(
-    student: nn.Module,
-    columns: Columns,
-    batch: Mapping[str, Any],
-    pairs: Mapping[str, str] | Sequence[Pair] | None,
-    *,
-    mask_of: Callable[[Mapping[str, Any]], Tensor | None],
-    log_match: bool,
-    **options: Any,
-) -> Distiller:
-    """Builds the transfer terms from a batch of which either model is given its own columns.
+class HeadsBuilder:
+    """Builds the heads of each model that a Trainer trains.
 
     Args:
-        student: the model that is trained.
+        trainer: whose models they are.
         columns: know the teacher, and what it is called with.
-        batch: a collated batch; moved to the student's device.
         pairs: as in :class:`~vid_loss.Distiller`; None matches layers.
+        example: a collated batch; None takes the first rows of the train set.
         mask_of: returns a batch's padding mask.
-        log_match: whether this process says what was matched.
         **options: those of :class:`~vid_loss.Distiller`.
 
-    Raises:
-        TypeError, ValueError, RuntimeError: as :class:`~vid_loss.Distiller`.
+    Attributes:
+        example: as given, or taken.
     """
-    for owner, model in (("model", student), ("teacher", columns.teacher)):
-        _refuse_meta(owner, model)
-    device = next(student.parameters()).device
-    batch = send_to_device(dict(batch), device)
-    move_teacher(columns.teacher, device)
-    if pairs is None:
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        columns: Columns,
+        pairs: Mapping[str, str] | Sequence[Pair] | None,
+        example: Mapping[str, Any] | None,
+        *,
+        mask_of: Callable[[Mapping[str, Any]], Tensor | None],
+        **options: Any,
+    ) -> None:
+        self.trainer = trainer
+        self.columns = columns
+        self.pairs = pairs
+        self.example = example
+        self._first_rows: FirstRows | None = None
+        self.mask_of = mask_of
+        self.options = options
+
+    def build(self, student: nn.Module) -> StudentHeads | None:
+        """Sizes heads with a batch of which either model is given its own columns.
+
+        Args:
+            student: the model that is trained.
+
+        Returns:
+            They, on the student; None if there is no batch.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :class:`~vid_loss.Distiller`.
+        """
+        if self.example is None and self.trainer.train_dataset is not None:
+            self._first_rows = _first_rows_of(self.trainer)
+            self.example = self._first_rows.batch
+        return None if self.example is None else self._sized(student, self.example)
+
+    def put_back(self, dataset: Any) -> Any:
+        """Returns the train set with the rows that were taken from it, for its loader."""
+        return dataset if self._first_rows is None else self._first_rows.put_back(dataset)
+
+    def _sized(self, student: nn.Module, batch: Mapping[str, Any]) -> StudentHeads:
+        trainer, columns, teacher = self.trainer, self.columns, self.columns.teacher
+        for owner, model in (("model", student), ("teacher", teacher)):
+            _refuse_meta(owner, model)
+        device = next(student.parameters()).device
+        batch = send_to_device(dict(batch), device)
+        move_teacher(teacher, device)
+        if columns.missing_for(student, batch):
+            call = _first_call(trainer.compute_loss, student, columns.for_student(batch))
+            batch = as_batch(student, batch, *call)
+        pairs = self._matched(student, batch) if self.pairs is None else self.pairs
+        pairs = named_in_wrapper(pairs, student, teacher)
+        if getattr(getattr(student, "config", None), "is_encoder_decoder", False):
+            pairs = with_decoder_masks(pairs)
+        # The heads take their mask from the keyword that a Distiller knows, whatever made it.
+        example = {"batch": batch, "attention_mask": self.mask_of(batch)}
+        with _called_on_batches(student, columns):
+            distiller = Distiller(
+                student,
+                teacher,
+                pairs,
+                example=example,
+                teacher_inputs=columns.for_teacher,
+                **self.options,
+            )
+        move_teacher(teacher, trainer.args.device)
+        in_state = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        return StudentHeads(
+            distiller, self.mask_of, trainer.accelerator.autocast, in_state=in_state
+        )
+
+    def _matched(self, student: nn.Module, batch: Mapping[str, Any]) -> Sequence[Pair]:
         pairs = match_layers(
             student,
-            columns.teacher,
-            columns.for_sizing(student, batch),
-            teacher_inputs=lambda **_: columns.for_teacher(batch),
+            self.columns.teacher,
+            self.columns.for_sizing(student, batch),
+            teacher_inputs=lambda **_: self.columns.for_teacher(batch),
         )
-        if log_match:
+        if self.trainer.is_world_process_zero():
             # What nobody chose should be seen: transformers hides INFO by default.
             logger.warning("VIDTrainer, pairs: none were given; matched:\n%s", pairs)
-    # The heads take their mask from the keyword that a Distiller knows, whatever made it.
-    example = {"batch": batch, "attention_mask": mask_of(batch)}
-    with _called_on_batches(student, columns):
-        return Distiller(
-            student,
-            columns.teacher,
-            pairs,
-            example=example,
-            teacher_inputs=columns.for_teacher,
-            **options,
-        )
+        return pairs
+
+
+def _first_rows_of(trainer: Trainer) -> FirstRows:
+    loaders = [vars(cls).get("get_train_dataloader") for cls in type(trainer).__mro__]
+    theirs = next(x for x in loaders if x is not None and x.__module__ != _OURS)
+    collate = trainer.data_collator
+    if theirs is Trainer.get_train_dataloader:  # others drop no columns, or in their own way
+        collate = trainer._get_collator_with_removed_columns(collate, "training")
+    count = min(2, trainer.args.per_device_train_batch_size)
+    return FirstRows(trainer.train_dataset, count, collate)
 
 
 @contextmanager
 def _called_on_batches(student: nn.Module, columns: Columns) -> Iterator[None]:
-    """Has the student pick its columns from a whole batch, for the length of a block."""
-
-    def pick(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, columns.for_sizing(student, kwargs["batch"])
-
-    handle = student.register_forward_pre_hook(pick, prepend=True, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def first_batch(dataset: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
-    """Returns a collated batch of a dataset's first rows; random states stay as they were.
+    """Has the student pick its columns from a whole batch, for the length of a block.
 
     Raises:
-        TypeError: if the collator makes no dict.
-        ValueError: if the dataset is empty.
+        ValueError: if it does not run on them.
     """
-    with _same_random_states():
-        rows = _first_rows(dataset, 2)
-        if not rows:
-            raise ValueError(
-                "VIDTrainer, train_dataset: expected a row to size the heads with; got none. "
-                "Pass example=, a collated batch, or another train set."
-            )
-        batch = collate(rows)
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            "VIDTrainer, data_collator: expected it to make a dict of model arguments; got "
-            f"{type(batch).__name__}. Return {{'pixel_values': ..., 'labels': ...}}."
-        )
-    return batch
+    names: list[str] = []
 
+    def pick(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        inputs = columns.for_sizing(student, kwargs["batch"])
+        names[:] = inputs
+        return args, inputs
 
-def _first_rows(dataset: Any, count: int) -> list[Any]:
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        return [dataset[index] for index in range(min(count, len(dataset)))]
-    return list(islice(iter(dataset), count))
-
-
-@contextmanager
-def _same_random_states() -> Iterator[None]:
-    """Puts the random states back that a dataset and a collator draw from."""
-    python, numpy = random.getstate(), np.random.get_state()
+    begin = student.register_forward_pre_hook(pick, prepend=True, with_kwargs=True)
+    end = student.register_forward_hook(lambda *_: names.clear())
     try:
-        with torch.random.fork_rng([]):
-            yield
+        yield
+    except Exception as error:
+        if not names or _is_ours(error):
+            raise
+        raise ValueError(
+            f"VIDTrainer, example: expected a batch that the student runs on; got {names} of the "
+            f"first rows, and {type(error).__name__}: {error}. Pass example=, a collated batch; to "
+            "evaluate alone, leave train_dataset out."
+        ) from error
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        begin.remove()
+        end.remove()
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package has raised an error, and not the model that it runs."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(f"{__name__.partition('.')[0]}.")
 
 
 def _refuse_meta(owner: str, model: nn.Module) -> None:
@@ -140,3 +182,37 @@ def move_teacher(teacher: nn.Module, device: torch.device) -> None:
     """Moves a teacher; what is spread over devices or quantised stays where it is."""
     if getattr(teacher, "hf_device_map", None) is None and not hasattr(teacher, "hf_quantizer"):
         teacher.to(device)
+
+
+def _first_call(
+    task_loss: Callable[..., Any], model: nn.Module, batch: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns what a ``compute_loss`` calls the model with; the model itself is not run.
+
+    Raises:
+        RuntimeError: if it does not call it.
+    """
+
+    def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
+        raise _Called(args, kwargs)
+
+    handle = model.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+    try:
+        with undisturbed(model):
+            task_loss(model, dict(batch))
+    except _Called as call:
+        return call.given
+    finally:
+        handle.remove()
+    raise RuntimeError(
+        "VIDTrainer, compute_loss: expected it to call the model that it is given; got no call on "
+        f"a batch with {list(batch)}. Pass example=, what the model is called with."
+    )
+
+
+class _Called(Exception):
+    """Ends a ``compute_loss`` where it calls the model."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = args, kwargs

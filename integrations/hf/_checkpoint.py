@@ -1,7 +1,8 @@
 """Heads beside a Hugging Face checkpoint, and the plain student out of a sharded one."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import PreTrainedModel
 
-from ._heads import HEADS
+from ._heads import HEADS, StudentHeads
 from ._sharded import check_metadata
 
 HEADS_FILE = f"{HEADS}.safetensors"
@@ -40,13 +41,31 @@ def load_heads(folder: str | Path, heads: nn.Module) -> None:
     heads.load_state_dict(load_file(path))
 
 
+@contextmanager
+def plain_student(heads: StudentHeads | None, folder: str | Path) -> Iterator[None]:
+    """Has the plain student loaded in a block, and its heads from beside it afterwards.
+
+    FSDP and DeepSpeed have the heads in their own checkpoints, and load them from there.
+    """
+    if heads is None or heads.in_state:
+        yield
+        return
+    with heads.hidden():
+        yield
+    load_heads(folder, heads.distiller.losses)
+
+
 def split_heads(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Splits a state of student and heads into the plain student's and the heads'."""
-    prefix = f"{HEADS}."
-    student = {key: value for key, value in state.items() if not key.startswith(prefix)}
-    heads = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    split = {key: key.split(".") for key in state}
+    student = {key: state[key] for key, names in split.items() if HEADS not in names}
+    heads = {
+        ".".join(names[names.index(HEADS) + 1 :]): state[key]
+        for key, names in split.items()
+        if HEADS in names
+    }
     return student, heads
 
 

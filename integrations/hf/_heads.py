@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,17 @@ from vid_loss.distiller import Distiller
 from vid_loss.guards import several_processes
 from vid_loss.taps import UncopiedHook
 
-from ._inputs import arguments_of, forward_of
+from ._inputs import as_batch
 
 HEADS = "vid_heads"
+
+
+class Prepared(NamedTuple):
+    """What a forward of the student needs for its transfer terms."""
+
+    features: Mapping[str, Tensor]  # the teacher's; none if no pair has a weight
+    inputs: Mapping[str, Any]  # what masks are made of
+    later: bool  # one before it in the same compute_loss had terms
 
 
 class StudentHeads(UncopiedHook):
@@ -28,6 +36,8 @@ class StudentHeads(UncopiedHook):
         distiller: the transfer terms; heads of an earlier one on this student are taken off.
         mask_of: returns the padding mask of a batch.
         autocast: makes the context that the heads and the teacher run in.
+        in_state: whether the student's state dict has them too, for an engine that saves and
+            shards what is in it.
     """
 
     def __init__(
@@ -35,47 +45,70 @@ class StudentHeads(UncopiedHook):
         distiller: Distiller,
         mask_of: Callable[[Mapping[str, Any]], Tensor | None],
         autocast: Callable[[], AbstractContextManager[Any]],
+        *,
+        in_state: bool = False,
     ) -> None:
         self.distiller = distiller
         self.student = distiller.student
         self.mask_of = mask_of
         self.autocast = autocast
-        # The teacher's features, none if no pair has a weight, and what masks are made of.
-        self.prepared: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None
+        self.prepared: Prepared | None = None
         for hook in list(self.student._forward_hooks.values()):
             if isinstance(hook, StudentHeads):
                 hook.detach()
-        self.student.add_module(HEADS, distiller.losses)
+        self._holder = _holder_of(self.student)
+        self._holder.add_module(HEADS, distiller.losses)
         # After the tap's own hook, which ends the recording that this one reads.
-        self._handle = self.student.register_forward_hook(self)
-        # A direct student.save_pretrained() leaves these out.
-        self._ignored = getattr(self.student, "_keys_to_ignore_on_save", None)
-        keys = {f"{HEADS}.{key}" for key in distiller.losses.state_dict()}
-        self.student._keys_to_ignore_on_save = keys | set(self._ignored or ())  # type: ignore[assignment]  # a class attribute of transformers, not a tensor
+        self._handles = [self.student.register_forward_hook(self)]
+        self.in_state = in_state
+        if not in_state:
+            leave_out = self._holder.register_state_dict_post_hook(_leave_out_heads)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            not_missed = self._holder.register_load_state_dict_post_hook(_not_missed)  # type: ignore[no-untyped-call]  # as above
+            self._handles += [leave_out, not_missed]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Adds the transfer terms to a prepared forward; a replica of the student has none."""
         if self.prepared is None or module is not self.student:
             return None
-        features, inputs = self.prepared
+        features, inputs, later = self.prepared
+        if later and features and not self.distiller.reached:
+            return output, None  # a loss returns what it kept of an earlier forward
         with self.autocast():
             return output, self.distiller(teacher_features=features, **inputs)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Takes the heads off for the length of a block: the student has its own keys alone."""
-        heads = self.student._modules.pop(HEADS)
+        heads = self._holder._modules.pop(HEADS)
         try:
             yield
         finally:
-            self.student.add_module(HEADS, heads)
+            self._holder.add_module(HEADS, heads)
 
     def detach(self) -> None:
         """Takes the heads and every hook off. The student is then what it was."""
-        self._handle.remove()
-        self.student._modules.pop(HEADS, None)
-        self.student._keys_to_ignore_on_save = self._ignored  # type: ignore[assignment]  # as above
+        for handle in self._handles:
+            handle.remove()
+        self._holder._modules.pop(HEADS, None)
         self.distiller.close()
+
+
+def _holder_of(student: nn.Module) -> nn.Module:
+    """Returns the student, or its first part that does not run all its children in their order."""
+    lists = nn.Sequential, nn.ModuleList, nn.ModuleDict
+    return next((x for x in student.modules() if not isinstance(x, lists)), student)
+
+
+# Functions, not hooks of the heads: a copy of the student has heads too, and is to save without.
+def _leave_out_heads(_: nn.Module, state: Any, prefix: str, metadata: Any) -> None:
+    for keys in (state, getattr(state, "_metadata", {})):
+        for key in [key for key in keys if f"{key}.".startswith(f"{prefix}{HEADS}.")]:
+            del keys[key]
+
+
+def _not_missed(_: nn.Module, incompatible: Any) -> None:
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if HEADS not in key.split(".")]
 
 
 class Transfer:
@@ -102,6 +135,7 @@ class Transfer:
         self.batch = batch
         self.losses: list[Tensor] = []
         self.terms: list[dict[str, Tensor]] = []
+        self._teacher_saw: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def __enter__(self) -> "Transfer":
         """Watches the model's forwards."""
@@ -123,27 +157,38 @@ class Transfer:
         # A compute_loss may call the model on something else than the batch: another view of the
         # images, one half of the texts.
         batch = {**self.batch, **kwargs}
-        if args:
-            batch.update(zip(arguments_of(forward_of(heads.student)), args, strict=False))
         batch.pop("num_items_in_batch", None)
+        if args:
+            batch = as_batch(heads.student, batch, args, kwargs)
         mask = heads.mask_of(batch)
-        features: dict[str, Tensor] = {}
+        features: Mapping[str, Tensor] = {}
         if any(heads.distiller.weights.values()) or several_processes():
             # The student's forward has the autocast that Accelerate gives it; the teacher's none.
             with heads.autocast():
-                features = heads.distiller.teacher_features(batch=batch)
-        heads.prepared = features, {"batch": batch, "attention_mask": mask}
+                features = self._teacher_features(batch)
+        inputs = {"batch": batch, "attention_mask": mask}
+        heads.prepared = Prepared(features, inputs, later=bool(self.losses))
+
+    def _teacher_features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        # A loss may call the model on one batch many times.
+        for seen, features in self._teacher_saw:
+            if all(batch.get(name) is value for name, value in seen.items()):
+                return features
+        features = self.heads.distiller.teacher_features(batch=batch)
+        self._teacher_saw.append((batch, features))
+        return features
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:
         if self.heads.prepared is None:
             return None
-        features = self.heads.prepared[0]
+        features = self.heads.prepared.features
         self.heads.prepared = None
         if output is None:  # the forward has raised
             return None
         output, transfer = output
-        self.losses.append(transfer)
-        self.terms.append(self.heads.distiller.terms if features else {})
+        if transfer is not None:
+            self.losses.append(transfer)
+            self.terms.append(self.heads.distiller.terms if features else {})
         return output
 
     def loss(self) -> Tensor:
@@ -156,7 +201,8 @@ class Transfer:
             raise RuntimeError(
                 "VIDTrainer, compute_loss: expected it to call the model that it is given, in "
                 "train mode with gradients; got no such forward. Call model(**inputs) in it, not "
-                "trainer.model or a copy."
+                "trainer.model or a copy. A loss that runs the model in backward, as those with "
+                "Cached in their names do, cannot be used: take the one without."
             )
         return self.losses[0] if len(self.losses) == 1 else torch.stack(self.losses).mean()
 

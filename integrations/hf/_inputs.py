@@ -1,8 +1,10 @@
 """Which part of a Hugging Face batch each of the two models is called with."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from vid_loss.pairs import MaskSource, Pair
 from vid_loss.taps import unwrap
 from vid_loss.teacher import Inputs
 
+# The parts of a model that the tokens to come go through, as transformers names them.
+_DECODER = re.compile(r"(^|\.)(decoder|lm_head)[.:\[]")
 _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
@@ -30,7 +34,23 @@ def forward_of(model: nn.Module) -> Callable[..., Any]:
     """Returns the forward that names a model's arguments; that of a PEFT model names none."""
     model = unwrap(model)
     base = getattr(model, "get_base_model", None)
-    return (model if base is None else base()).forward
+    model = model if base is None else base()
+    # The class's: what a loss or an engine puts over it, on the object, has other names.
+    own = type(model).forward
+    return model.forward if own is nn.Module.forward else MethodType(own, model)
+
+
+def as_batch(
+    model: nn.Module, batch: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a batch with what a forward is given in place of its own columns, by name.
+
+    A forward that is given one dict, of one text of several, has that one's entries as columns.
+    """
+    given = dict(zip(arguments_of(forward_of(model)), args, strict=False)) | dict(kwargs)
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        return {**args[0], **given}
+    return {**batch, **given}
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,25 @@ class _MaskOfColumns:
             )
         mask: Tensor | None = batch[str(self.source)]
         return mask
+
+
+def with_decoder_masks(pairs: Iterable[Pair]) -> list[Pair]:
+    """Returns the pairs of an encoder-decoder; those of the decoder without a mask have its."""
+    of_labels = _MaskOfColumns(_where_labels_count)
+    return [
+        replace(pair, mask=of_labels)
+        if pair.mask is None and _DECODER.search(f"{pair.student}.")
+        else pair
+        for pair in pairs
+    ]
+
+
+def _where_labels_count(
+    labels: Any = None, decoder_attention_mask: Any = None, **_: Any
+) -> Tensor | None:
+    if isinstance(decoder_attention_mask, Tensor):
+        return decoder_attention_mask
+    return labels != -100 if isinstance(labels, Tensor) and labels.ndim == 2 else None
 
 
 class Columns:
@@ -116,11 +155,19 @@ class Columns:
         """Returns what the plain Trainer would give the student of the batch."""
         return {name: value for name, value in batch.items() if name not in self.teacher_only}
 
+    def missing_for(self, student: nn.Module, batch: Mapping[str, Any]) -> list[str]:
+        """Returns what the student's forward has to be given, and a batch has not."""
+        named = arguments_of(forward_of(student))
+        return [name for name, needed in named.items() if needed and name not in batch]
+
     def for_sizing(self, student: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the student's columns for a forward that is not asked for its loss."""
         student = unwrap(student)
         named = arguments_of(forward_of(student))
-        return self._without_labels(student, named, self.for_student(batch))
+        columns = self.for_student(batch)
+        if any(isinstance(batch.get(name), Mapping) for name in named):
+            columns = {name: value for name, value in columns.items() if name in named}
+        return self._without_labels(student, named, columns)
 
     def for_teacher(self, batch: Mapping[str, Any], **_: Any) -> Inputs:
         """Returns the teacher's inputs of a batch, whatever of it the student is given.
@@ -150,6 +197,8 @@ class Columns:
         # Labels stay if the forward demands them. A decoder's input is made of them, as the
         # forward itself would do it.
         inputs = {k: x for k, x in batch.items() if k not in self.label_names or named.get(k)}
+        # Models of sentence-transformers write to the dict that they are given.
+        inputs = {k: dict(x) if type(x) is dict else x for k, x in inputs.items()}
         shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shift and "labels" in batch and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = shift(labels=batch["labels"])

@@ -1,12 +1,13 @@
 """The Trainer's training loss, with the transfer terms of a teacher."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from vid_loss.guards import undisturbed
@@ -110,7 +111,7 @@ class TransferLoss:
             return False
         student = self.heads.student
         device = next(student.parameters()).device
-        with undisturbed(student):
+        with undisturbed(student), _same_records(trainer):
             one, two = (
                 self._task_loss(
                     student, dict(send_to_device(batch, device)), num_items_in_batch=count
@@ -119,3 +120,22 @@ class TransferLoss:
             )
         # 0 of any count of items is 0, which tells nothing.
         return bool((one == two) & (one != 0))
+
+
+@contextmanager
+def _same_records(trainer: Trainer) -> Iterator[None]:
+    """Puts back what a ``compute_loss`` notes for the log: numbers, and lists and dicts of them."""
+    attributes = vars(trainer)
+    before = {name: copy.deepcopy(x) for name, x in attributes.items() if _is_record(x)}
+    try:
+        yield
+    finally:
+        attributes.update(before)
+
+
+def _is_record(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_record, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_record, value))
+    return isinstance(value, int | float | Tensor) and not getattr(value, "requires_grad", False)

@@ -1,7 +1,7 @@
 """Hugging Face training scripts distil by changing one class name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,9 +13,9 @@ from vid_loss.guards import hook_guards
 from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs
 
-from ._build import build_distiller, first_batch, move_teacher
-from ._checkpoint import load_heads, save_heads, split_heads
-from ._heads import HEADS, StudentHeads
+from ._build import HeadsBuilder
+from ._checkpoint import plain_student, save_heads, split_heads
+from ._heads import HEADS
 from ._inputs import Columns
 from ._loss import TransferLoss
 from ._optimizer import give_heads_groups
@@ -72,11 +72,17 @@ class VIDTrainerMixin(_Base):
         **kwargs: Any,
     ) -> None:
         self.teacher = teacher
-        self._example = example
-        self._teacher_options = {"teacher_dtype": teacher_dtype, "stop_teacher": stop_teacher}
         self._head_learning_rate = head_learning_rate
         self._transfer = TransferLoss(self, Columns(teacher, teacher_inputs))
-        self._pairs = self._transfer.columns.with_masks(pairs)
+        self._builder = HeadsBuilder(
+            self,
+            self._transfer.columns,
+            self._transfer.columns.with_masks(pairs),
+            example,
+            mask_of=self.padding_mask,
+            teacher_dtype=teacher_dtype,
+            stop_teacher=stop_teacher,
+        )
         self._ready = False
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
@@ -104,7 +110,7 @@ class VIDTrainerMixin(_Base):
         self._transfer.heads = None
 
     def padding_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Returns ``(N, L)``, nonzero at tokens that count, or None. Override it for a decoder."""
+        """Returns ``(N, L)``, nonzero at tokens that count, or None. It may be overridden."""
         mask = inputs.get("attention_mask")
         return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
@@ -113,22 +119,7 @@ class VIDTrainerMixin(_Base):
     def _attach(self, model: nn.Module) -> None:
         """Builds the heads, where there is a batch to size them with, as a child of the model."""
         self._set_signature_columns_if_needed()
-        if self._example is None and self.train_dataset is not None:
-            collate = self._get_collator_with_removed_columns(self.data_collator, "training")
-            self._example = first_batch(self.train_dataset, collate)
-        if self._example is None:
-            return
-        distiller = build_distiller(
-            model,
-            self._transfer.columns,
-            self._example,
-            self._pairs,
-            mask_of=self.padding_mask,
-            log_match=self.is_world_process_zero(),
-            **self._teacher_options,
-        )
-        move_teacher(self.teacher, self.args.device)
-        self._transfer.heads = StudentHeads(distiller, self.padding_mask, self.accelerator.autocast)
+        self._transfer.heads = self._builder.build(model)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Gives every model of ``model_init`` heads."""
@@ -167,14 +158,27 @@ class VIDTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
+        heads = self._transfer.heads
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if heads is None or heads.student is not model:  # set since
+            self._attach(model)
         if self._transfer.heads is None:
             raise ValueError(
                 "VIDTrainer, example: expected a collated batch, as there is no train_dataset to "
                 "size the heads with; got None. Pass one of the two."
             )
         guards = hook_guards() if self.args.torch_compile else nullcontext()
-        with guards, self._transfer.installed(self._example or {}):
+        with guards, self._transfer.installed(self._builder.example or {}):
             return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """Returns the Trainer's loader, of all rows, those that the heads were sized with too."""
+        dataset = self.train_dataset
+        self.train_dataset = self._builder.put_back(dataset)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = dataset
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Takes a step's gradients; heads that nothing weighs get none."""
@@ -215,26 +219,13 @@ class VIDTrainerMixin(_Base):
         if self.args.should_save and heads:
             save_heads(str(output_dir or self.args.output_dir), heads)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with self._plain_student(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with plain_student(self._transfer.heads, resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     def _load_best_model(self) -> None:
-        with self._plain_student(str(self.state.best_model_checkpoint)):
+        with plain_student(self._transfer.heads, str(self.state.best_model_checkpoint)):
             super()._load_best_model()
-
-    @contextmanager
-    def _plain_student(self, checkpoint: str) -> Iterator[None]:
-        """Has the plain student loaded in a block, and its heads from beside it afterwards.
-
-        FSDP and DeepSpeed have the heads in their own checkpoints, and load them from there.
-        """
-        if self._transfer.heads is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            yield
-            return
-        with self._transfer.heads.hidden():
-            yield
-        load_heads(checkpoint, self._transfer.heads.distiller.losses)
 
 
 class VIDTrainer(VIDTrainerMixin, Trainer):

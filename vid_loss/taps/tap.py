@@ -83,6 +83,11 @@ class FeatureTap:
         return not self._finalizer.alive
 
     @property
+    def reached(self) -> bool:
+        """Whether the last recorded forward has reached any of the layers."""
+        return bool(self._recorder.last.captures)
+
+    @property
     def stops_early(self) -> bool:
         """Whether :meth:`read` ends a forward at the last tapped layer."""
         return self._recorder.stop_after is not None
