@@ -19,6 +19,8 @@ class Settings:
     KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones. ``folder``
     is where the images are. With a ``cache`` folder images are not augmented, and the teacher is
     asked once for each.
+    ``held_out_images`` is how many images of all classes together validate, those included that
+    are not drawn; None means a fifth of what is drawn.
     """
 
     method: str
@@ -33,6 +35,7 @@ class Settings:
     student_weights: Path | None = None
     images_per_class: int | None = None
     labels_per_class: int | None = None
+    held_out_images: int | None = None
     image_size: int = 224
     seed: int = 0
     epochs: int = 100

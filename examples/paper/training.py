@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from vid_loss.integrations.accelerate import Accuracy, evaluate, train
+from vid_loss.integrations.accelerate import Accuracy, Progress, evaluate, train
 
 from vid_loss import Distiller
 from vid_loss.cache import FeatureCache
@@ -41,8 +41,8 @@ def train_and_test(
 
     The arguments are those of :func:`train_student`.
     """
-    validation = train_student(accelerator, settings, loaders, output)
-    return Result(validation, test_best(accelerator, settings, loaders, output))
+    progress = train_student(accelerator, settings, loaders, output)
+    return Result(progress.best_percent, test_best(accelerator, settings, loaders, output))
 
 
 def train_student(
@@ -52,7 +52,7 @@ def train_student(
     output: Path,
     *,
     show_progress: bool = True,
-) -> float:
+) -> Progress:
     """Trains a student by one method; what each epoch came to is in ``history.json`` then.
 
     Args:
@@ -63,7 +63,7 @@ def train_student(
         show_progress: whether there is a progress bar.
 
     Returns:
-        The best accuracy on the validation data, in percent.
+        How it went: the best accuracy on the validation data, and every epoch's diagnostics.
     """
     _keep_settings(accelerator, settings, output)
     set_seed(settings.seed)
@@ -85,7 +85,7 @@ def train_student(
     )
     if accelerator.is_main_process:
         write_whole(output / HISTORY, json.dumps(progress.history, indent=1).encode())
-    return progress.best_percent
+    return progress
 
 
 def test_best(
