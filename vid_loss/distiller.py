@@ -179,8 +179,7 @@ class Distiller(PairTerms):
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
         if teacher_features is None:
             teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
-        missing = self._teacher.tap.specs.keys() - teacher_features.keys()
-        if missing:
+        if missing := self._teacher.tap.specs.keys() - teacher_features.keys():
             raise ValueError(
                 f"Distiller, teacher_features: expected also {sorted(missing)}; got "
                 f"{sorted(teacher_features)}. Give it what distiller.teacher_features() returned."
@@ -242,7 +241,6 @@ class Distiller(PairTerms):
         return twin
 
     def __enter__(self) -> "Distiller":
-        """Returns the distiller, to be closed at the end of the block."""
         return self
 
     def __exit__(self, *_: object) -> None:

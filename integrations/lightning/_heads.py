@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from vid_loss import Distiller
-from vid_loss.terms import head_learning_rate
+from vid_loss.rates import head_learning_rate
 
 
 @contextmanager
