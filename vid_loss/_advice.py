@@ -18,6 +18,20 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 }
 
 
+def told(error: Exception, student: Tensor) -> str:
+    """Returns an error's message; torch's of a batch norm in the words of a pair."""
+    message = str(error)
+    if "more than 1 value per channel" not in message:
+        return message
+    norm = "layer" if student.ndim == 3 else "group"
+    return (
+        "expected more than one position that counts for the batch norm in its head; got a student "
+        f"feature of shape {tuple(student.shape)}, such as a last batch of one. Drop that: "
+        "DataLoader(..., drop_last=True); or take a norm that needs no batch: "
+        f'loss=functools.partial(VIDLoss, norm="{norm}").'
+    )
+
+
 def advice(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> str:
     """Says what a pair can do about two features that do not fit; empty if they do."""
     kinds = kind_of(student.shape), kind_of(teacher.shape)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ._advice import advice
+from ._advice import advice, told
 from .losses import VIDLoss
 from .losses.layouts import to_layout
 
@@ -208,8 +208,9 @@ class Pair:
         self, error: Exception, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do."""
-        separator = ": " if str(error).startswith("expected") else ", "
-        return type(error)(f"{self}{separator}{error}{advice(student, teacher, mask)}")
+        message = told(error, student)
+        separator = ": " if message.startswith("expected") else ", "
+        return type(error)(f"{self}{separator}{message}{advice(student, teacher, mask)}")
 
 
 def check_weight(weight: float, pair: str) -> float:

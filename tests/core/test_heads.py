@@ -41,7 +41,7 @@ def test_token_head_has_the_norm_asked_for(norm, layer):
     [
         ("batch", [nn.BatchNorm2d], None),
         ("layer", [nn.GroupNorm], 1),
-        ("group", [nn.GroupNorm], 16),
+        ("group", [nn.GroupNorm], 3),
         ("none", [], None),
     ],
 )
@@ -169,3 +169,32 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 16, 31, 40, 64, 960])
+@pytest.mark.parametrize(
+    ("shape", "norm"),
+    [
+        ((8, 12, 1, 1), "group"),
+        ((8, 12, 1, 2), "group"),
+        ((8, 12, 1, 1), "layer"),
+        ((8, 1, 12), "layer"),
+    ],
+)
+def test_a_head_says_something_of_one_position(shape, norm, channels):
+    torch.manual_seed(0)
+    teacher = (8, 1, channels) if len(shape) == 3 else (8, channels, *shape[2:])
+    head = mean_head(shape, teacher, norm=norm)
+    feature = torch.randn(shape, requires_grad=True)
+    predicted = head(feature)
+    # Sums of a normed value are 0: not a sum, but each sample by itself.
+    gradient = torch.autograd.grad(predicted.square().sum(), feature)[0].flatten(1)
+    assert (gradient.norm(dim=1) > 1e-4).sum() >= 3  # a ReLU may be silent
+    assert predicted.flatten(1).unique(dim=0).shape[0] >= 3
+
+
+@pytest.mark.parametrize(("shape", "norm"), [((2, 3, 4, 4), "group"), ((2, 3, 4, 4), "layer")])
+def test_a_norm_of_too_few_channels_is_refused(shape, norm):
+    with pytest.raises(ValueError, match=rf"channels: expected 4 at least with norm='{norm}'"):
+        mean_head(shape, shape, hidden_channels=3, norm=norm)
+    mean_head(shape, shape, hidden_channels=3, norm="batch")

@@ -1,6 +1,5 @@
 """Mean networks mu(s): what predicts the teacher's feature from the student's."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -10,6 +9,10 @@ from torch import Tensor, nn
 from .layouts import channels_of, kind_of
 
 Norm = Literal["batch", "layer", "group", "none"]
+
+_LEAST = 4  # channels whose norm leaves something: of one it leaves 0, of two their order
+_WIDTH = 8  # of a head for a teacher with fewer channels, if their norm is by position
+_GROUP = 16  # channels in a group at least: a map may have one position
 
 
 def mean_head(
@@ -27,10 +30,11 @@ def mean_head(
     Args:
         student_shape: shape of the student's feature, the batch first.
         teacher_shape: shape of the teacher's feature, the batch first.
-        hidden_channels: width between the two layers; the teacher's channels if None.
+        hidden_channels: width between the two layers. None is the teacher's channels, with a layer
+            or group norm 8 at least.
         norm: between them. None is batch norm for maps, as in the paper, and layer norm for
-            tokens, which a padded batch cannot disturb. ``'group'`` is for maps, in groups of up
-            to 32; ``'layer'`` on maps is one group.
+            tokens, which a padded batch cannot disturb. ``'group'`` is for maps, in up to 32
+            groups of 16 channels at least; ``'layer'`` on maps is one group.
 
     Returns:
         A module that maps ``student_shape`` to the teacher's number of channels.
@@ -53,17 +57,24 @@ def mean_head(
                 f"linear layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
             )
         return _small(nn.Linear(student_channels, teacher_channels))
-    hidden_channels = hidden_channels or teacher_channels
+    norm = norm or ("layer" if kind == "tokens" else "batch")
+    by_position = norm in ("layer", "group")
+    if hidden_channels is not None and by_position and hidden_channels < _LEAST:
+        raise ValueError(
+            f"VIDLoss, hidden_channels: expected {_LEAST} at least with norm={norm!r}, which of "
+            f"fewer leaves nothing; got {hidden_channels}. Leave it out, or use norm='none'."
+        )
+    hidden_channels = hidden_channels or max(teacher_channels, _WIDTH if by_position else 1)
     if kind == "tokens":
-        return TokenHead(student_channels, hidden_channels, teacher_channels, norm or "layer")
-    return _map_head(student_channels, hidden_channels, teacher_channels, norm or "batch")
+        return TokenHead(student_channels, hidden_channels, teacher_channels, norm)
+    return _map_head(student_channels, hidden_channels, teacher_channels, norm)
 
 
 def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Module:
     norms: dict[Norm, list[nn.Module]] = {
         "batch": [nn.BatchNorm2d(hidden)],
         "layer": [nn.GroupNorm(1, hidden)],
-        "group": [nn.GroupNorm(math.gcd(32, hidden), hidden)],
+        "group": [nn.GroupNorm(_groups(hidden), hidden)],
         "none": [],
     }
     # A bias before a norm would be subtracted again. The ReLU works in place: nothing else needs
@@ -74,6 +85,12 @@ def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Module:
         nn.ReLU(inplace=True),
         _small(PointwiseConv2d(hidden, teacher)),
     )
+
+
+def _groups(channels: int) -> int:
+    """Returns the most groups, 32 at most, that divide the channels and are not too small."""
+    fits = [n for n in range(1, 33) if not channels % n and channels // n >= _GROUP]
+    return max(fits, default=1)
 
 
 def _small(last: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:

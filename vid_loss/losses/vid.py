@@ -44,7 +44,7 @@ class VIDLoss(FeatureLoss):
         head: a mean network of your own, from the student's feature to the teacher's number of
             channels, instead of :func:`~vid_loss.losses.heads.mean_head`; of the standardized
             feature. Called with the feature alone.
-        hidden_channels: width of the built-in head; the teacher's channels if None.
+        hidden_channels: width of the built-in head, see :func:`~vid_loss.losses.heads.mean_head`.
         norm: norm of the built-in head: ``'batch'``, ``'layer'``, ``'group'``, ``'none'``.
             None is batch norm for maps and layer norm for tokens.
         variance: ``'running'``, a running mean of the squared residuals; ``'trained'``, the
