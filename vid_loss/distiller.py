@@ -13,7 +13,7 @@ from ._example import read_example
 from ._features import Features
 from ._first_step import FirstStep, Loaded
 from .cache import FeatureCache, checked_cache
-from .guards import several_processes, undisturbed, without_data_parallel
+from .guards import undisturbed, without_data_parallel
 from .pairs import Pair
 from .taps import FeatureTap, Given, unwrap
 from .teacher import Inputs, Teacher, as_call
@@ -150,9 +150,9 @@ class Distiller(PairTerms):
             TypeError: if a feature is not one floating-point tensor.
             ValueError: if shapes do not fit; the message names the pair.
         """
-        if not any(self.weights.values()) and not several_processes():
+        if not any(self.weights.values()):
             self._tap.clear()
-            return torch.zeros((), device=next(self.student.parameters()).device)
+            return self.idle()
         if not (torch.compiler.is_compiling() or self._first_step.settled):
             self._first_step.on_call()
         terms = self.weighted_terms(

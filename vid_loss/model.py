@@ -1,6 +1,6 @@
 """Student and heads as one module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,9 @@ class DistillationModel(nn.Module):
             output = self.student(*args, **kwargs)
             return output, torch.zeros((), device=next(self.parameters()).device)
         # The teacher first: its memory is given back before the student's activations pile up.
-        features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
+        features: Mapping[str, Tensor] = {}
+        if any(self.distiller.weights.values()):
+            features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
         output = self.student(*args, **kwargs)
         transfer = self.distiller(*args, teacher_features=features, token_mask=token_mask, **kwargs)
         return output, transfer

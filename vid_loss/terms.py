@@ -68,8 +68,9 @@ class PairTerms(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns each pair's loss times its weight.
 
-        In one process, those of weight 0 are left out. Several reduce the gradients of all heads
-        together, and would wait for those that have none.
+        Those of weight 0 are not computed. Several processes reduce the gradients of all heads
+        together, and would wait for those that have none: there, such a pair is a 0 that gives
+        gradients of 0.
         """
         compiling = torch.compiler.is_compiling()
         if self._finite.infinite and not compiling:
@@ -77,7 +78,9 @@ class PairTerms(nn.Module):
         terms, weighted = {}, {}
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
             weight = self.weights[name]
-            if not weight and not several_processes():
+            if not weight:
+                if several_processes():
+                    weighted[name] = _idle(loss, student_features[pair.student])
                 continue
             mask = masks.get(name)
             student, teacher = pair.prepare(
@@ -102,6 +105,14 @@ class PairTerms(nn.Module):
             if self._notice.calls >= AT_CALL and self._notice.is_open:
                 self._notice.look(self.vid_losses(), self.weights)
         return weighted
+
+    def idle(self) -> Tensor:
+        """Returns the sum where no pair has a weight: 0; among several processes, of all heads."""
+        first = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
+        zero = torch.zeros((), device=first.device)
+        for loss in self.losses if several_processes() else ():
+            zero = zero + _idle(self.losses[loss], zero).to(zero.device)
+        return zero
 
     def _move(self, name: str, loss: nn.Module, device: torch.device) -> None:
         """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
@@ -184,6 +195,15 @@ class PairTerms(nn.Module):
             One group, or two if there is a decay.
         """
         return groups_of(list(self.parameters()), optimizer, lr, weight_decay)
+
+
+def _idle(loss: nn.Module, feature: Tensor) -> Tensor:
+    """Returns 0 as a function of all parameters of a loss that is not computed."""
+    zero = torch.zeros((), device=feature.device)
+    for parameter in loss.parameters():
+        if parameter.requires_grad:
+            zero = zero + (parameter * 0).nan_to_num(0).sum().to(zero)
+    return zero
 
 
 def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:

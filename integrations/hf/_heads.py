@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vid_loss.distiller import Distiller
-from vid_loss.guards import several_processes
 from vid_loss.taps import UncopiedHook
 
 from ._inputs import as_batch
@@ -162,7 +161,7 @@ class Transfer:
             batch = as_batch(heads.student, batch, args, kwargs)
         mask = heads.mask_of(batch)
         features: Mapping[str, Tensor] = {}
-        if any(heads.distiller.weights.values()) or several_processes():
+        if any(heads.distiller.weights.values()):
             # The student's forward has the autocast that Accelerate gives it; the teacher's none.
             with heads.autocast():
                 features = self._teacher_features(batch)

@@ -174,16 +174,31 @@ def test_pairs_of_weight_zero_are_not_computed_in_one_process():
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
     student(images())
     assert distiller(images()) == 0
+    assert DistillationModel(student, distiller)(images())[1] == 0
 
 
-def test_weight_zero_gives_every_head_a_gradient_where_engines_wait_for_it(monkeypatch):
-    """Among several processes, DDP waits for the gradient of every parameter."""
-    student, _, distiller = make([Pair("stage1", "stage1", 0.0)])
-    monkeypatch.setattr("vid_loss.distiller.several_processes", lambda: True)
+@pytest.mark.parametrize("others", [[], [Pair("stage2", "stage2")]])
+@pytest.mark.parametrize("spoilt", ["nothing", "teacher", "head"])
+def test_weight_zero_gives_every_head_a_gradient_where_engines_wait_for_it(
+    monkeypatch, others, spoilt
+):
+    """Among several processes, DDP waits for the gradient of each parameter: 0, even beside NaN."""
+    student, teacher, distiller = make([Pair("stage1", "stage1", 0.0), *others])
     monkeypatch.setattr("vid_loss.terms.several_processes", lambda: True)
+    if spoilt == "teacher":
+        teacher.stage1[2].register_forward_hook(lambda *x: torch.full_like(x[2], torch.nan))
+        teacher.stage2[2].register_forward_hook(lambda *x: torch.ones_like(x[2]))
+    off = distiller.losses["stage1->stage1"]
+    if spoilt == "head":
+        torch.nn.init.constant_(next(off.parameters()), torch.nan)
+    if not others:
+        teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
     student(images())
-    distiller(images()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in distiller.parameters())
+    value = distiller(images())
+    value.backward()
+    assert value.isfinite()
+    assert all(p.grad is not None and not p.grad.any() for p in off.parameters())
+    assert list(distiller.terms) == [pair.label for pair in others]
 
 
 def test_weight_zero_trains_the_plain_student_bit_for_bit():
