@@ -147,6 +147,12 @@ def match_dtype(feature: Tensor, module: nn.Module) -> Tensor:
     return feature.to(parameter.dtype)
 
 
+def mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:
+    """Averages ``(N, L)`` over the valid tokens; 0 if there are none."""
+    valid = mask.bool()
+    return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
+
+
 def _both(student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> str:
     return f"{student_shape} from the student and {teacher_shape} from the teacher"
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vid_loss.guards import several_processes
 
 from ._base import FeatureLoss, match_dtype
+from ._positions import checked_positions, some_positions
 from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
 from .gaussian import Reduction, nll_of_squares
@@ -54,6 +55,9 @@ class VIDLoss(FeatureLoss):
         var_floor: the least variance.
         standardize: False takes the teacher's channels as they are, as the paper does. The paper's
             loss is ``VIDLoss(..., variance="trained", standardize=False, init_var=5.0)``.
+        positions: share of a map's or a text's positions that a training step takes, at random:
+            an unbiased estimate of the loss on all. The head, whose work on every position of large
+            maps is most of the loss's cost, sees no others. In eval mode all are taken.
         reduction: see :func:`~vid_loss.gaussian_nll`.
 
     Raises:
@@ -83,6 +87,7 @@ class VIDLoss(FeatureLoss):
         init_var: float = 1.0,
         var_floor: float = 1e-4,
         standardize: bool = True,
+        positions: float = 1.0,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
@@ -103,6 +108,7 @@ class VIDLoss(FeatureLoss):
         if variance == "trained":
             self.trained_var = TrainedVariance(channels, init_var=init_var, floor=var_floor)
         self.standardize = standardize
+        self.positions = checked_positions("VIDLoss", positions)
         self.reduction: Reduction = reduction
         self._positions: float | Tensor | None = None  # per sample, in the last step
 
@@ -136,25 +142,17 @@ class VIDLoss(FeatureLoss):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        valid = None
-        if mask is not None:
-            valid = valid_positions(mask, student_feature, teacher_feature)
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        student_feature = match_dtype(student_feature, self.head)
-        masked = isinstance(self.head, TokenHead | MapHead)
-        mean = self.head(student_feature, valid) if masked else self.head(student_feature)
-        mask = valid
+        mean, teacher_feature, mask, left_out = self._predicted(
+            student_feature, teacher_feature, mask
+        )
         joined = self.training and several_processes()
-        if mask is not None and mean.ndim == 4:  # its positions are tokens from here on
-            mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
-            mask = mask.flatten(1)
         with torch.autocast(mean.device.type, enabled=False):
             dtype = torch.promote_types(mean.dtype, teacher_feature.dtype)
             target = teacher_feature.to(torch.promote_types(dtype, torch.float32))
+            mean = mean.to(target.dtype)
             if self.training:
                 count, share = self.scale.update(target, mask, joined=joined)
             alive = self.scale.alive() if self.standardize else None
-            mean = mean.to(target.dtype)
             residual = mean - target if alive is None else self.scale.away(mean, target, alive)
             if mask is not None:
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
@@ -164,11 +162,35 @@ class VIDLoss(FeatureLoss):
             if self.training:
                 share = share if alive is None else torch.where(alive, share, 0)
                 self.running_var.update(squared, count, share, joined=joined)
-                positions = math.prod(target.shape) / max(squared.numel(), 1)
-                self._positions = positions if mask is None else mask.sum() / max(len(mask), 1)
             var: Tensor = (self.trained_var or self.running_var)()
             var = var if alive is None else torch.where(alive, var, 1)
-            return nll_of_squares(squared, var, target.shape, mask, self.reduction)
+            nll = nll_of_squares(squared, var, target.shape, mask, self.reduction)
+            return nll if self.reduction == "mean" or left_out == 1 else left_out * nll
+
+    def _predicted(
+        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, float]:
+        """Returns what the head says, the teacher's feature in the same size, and what counts.
+
+        The last is how many positions there are for each that was taken.
+        """
+        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
+        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        elements = teacher_feature.numel()
+        if self.training:
+            positions = elements / max(len(teacher_feature) * len(self.scale.mean), 1)
+            self._positions = positions if valid is None else valid.sum() / max(len(valid), 1)
+            if self.positions < 1:
+                student_feature, teacher_feature, valid = some_positions(
+                    student_feature, teacher_feature, valid, self.positions
+                )
+        student_feature = match_dtype(student_feature, self.head)
+        masked = isinstance(self.head, TokenHead | MapHead)
+        mean = self.head(student_feature, valid) if masked else self.head(student_feature)
+        if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
+            mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
+            valid = valid.flatten(1)
+        return mean, teacher_feature, valid, elements / max(teacher_feature.numel(), 1)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:

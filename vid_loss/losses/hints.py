@@ -1,4 +1,4 @@
-"""Losses that the paper compares with, each with :class:`~vid_loss.VIDLoss`'s call."""
+"""Losses of features that the paper compares with: FitNet and AT."""
 
 from collections.abc import Sequence
 
@@ -6,133 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._base import FeatureLoss, match_dtype
-from ._logits import (
-    checked_temperature,
-    mean_of_valid,
-    refuse_probabilities,
-    softened_divergence,
-)
+from ._base import FeatureLoss, match_dtype, mean_of_valid
+from ._positions import checked_positions, some_positions
 from .layouts import Kind, as_tokens, channels_of, compute_dtype, valid_positions
-
-
-class KDLoss(FeatureLoss):
-    r"""Knowledge distillation (KD) of logits.
-
-    Hinton et al. 2015, `Distilling the Knowledge in a Neural Network
-    <https://arxiv.org/abs/1503.02531>`_:
-
-    .. math:: T^2 \, \mathrm{KL}\big(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T)\big)
-
-    averaged over the batch, or over all valid tokens. With weight w it is *added* to the task
-    loss. The form that replaces a part of it, ``(1 - alpha) * task + alpha * KD``, is the same
-    sum with the task loss weighted ``1 - alpha`` in your loop and the pair ``alpha``.
-
-    Args:
-        temperature: T, above 0; the higher, the softer.
-
-    Raises:
-        ValueError: if the temperature is not a positive number.
-
-    Example:
-        >>> KDLoss(temperature=1.0)(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]))
-        tensor(0.3278)
-    """
-
-    kinds: tuple[Kind, ...] = ("vector", "tokens")
-
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = checked_temperature("KDLoss", temperature)
-        self._seen = False
-
-    def forward(
-        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """Returns the divergence in nats.
-
-        Args:
-            student_feature: logits ``(N, classes)``, or ``(N, L, classes)`` for tokens.
-            teacher_feature: logits of the same shape.
-            mask: ``(N, L)`` for tokens, nonzero at those that count.
-
-        Raises:
-            ValueError: if the shapes differ, are no logits' shapes, or if the first batch
-                holds probabilities.
-        """
-        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        if student_feature.shape[-1] != teacher_feature.shape[-1]:
-            raise ValueError(
-                f"KDLoss: expected the student's {student_feature.shape[-1]} classes of the "
-                f"teacher; got {teacher_feature.shape[-1]}. Between different label sets use "
-                "LwFLoss on the student's penultimate layer."
-            )
-        if not self._seen and len(student_feature) and not torch.compiler.is_compiling():
-            # Once only: looking at values makes the host wait for the device.
-            self._seen = True
-            refuse_probabilities("student", student_feature)
-            refuse_probabilities("teacher", teacher_feature)
-        return softened_divergence(student_feature, teacher_feature, self.temperature, valid)
-
-    def extra_repr(self) -> str:
-        """Shows the temperature in ``print(model)``."""
-        return f"temperature={self.temperature}"
-
-
-class LwFLoss(FeatureLoss):
-    """Learning without Forgetting (LwF): KD between different label sets.
-
-    Li & Hoiem 2017, `Learning without Forgetting <https://arxiv.org/abs/1606.09282>`_, as the
-    paper uses it for transfer between tasks: an extra linear output on the student's penultimate
-    layer predicts the teacher's outputs. The variant here is :class:`KDLoss` at temperature 2 on
-    that output, times T^2: Li & Hoiem's cross-entropy but for the teacher's entropy, a constant,
-    and that factor. Pair it as ``Pair("fc:input", "fc", loss=LwFLoss)``.
-
-    Args:
-        student_shape: shape of the student's penultimate feature, the batch first.
-        teacher_shape: shape of the teacher's logits, the batch first.
-        temperature: T, above 0.
-
-    Raises:
-        ValueError: if a shape is a map's or the temperature is not a positive number.
-    """
-
-    kinds: tuple[Kind, ...] = ("vector", "tokens")
-
-    def __init__(
-        self,
-        student_shape: Sequence[int],
-        teacher_shape: Sequence[int],
-        *,
-        temperature: float = 2.0,
-    ) -> None:
-        super().__init__()
-        self.build_for(student_shape, teacher_shape)
-        self.output = nn.Linear(channels_of(student_shape), channels_of(teacher_shape))
-        self.temperature = checked_temperature("LwFLoss", temperature)
-
-    def forward(
-        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """Returns the divergence of the extra output from the teacher's logits, in nats.
-
-        Args:
-            student_feature: ``(N, C_s)``, or ``(N, L, C_s)`` for tokens.
-            teacher_feature: logits ``(N, classes)`` or ``(N, L, classes)``.
-            mask: ``(N, L)`` for tokens, nonzero at those that count.
-
-        Raises:
-            ValueError: if a shape is not the one that this loss was built for.
-        """
-        valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
-        student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        logits = self.output(match_dtype(student_feature, self.output))
-        return softened_divergence(logits, teacher_feature, self.temperature, valid)
-
-    def extra_repr(self) -> str:
-        """Shows the temperature in ``print(model)``."""
-        return f"temperature={self.temperature}"
 
 
 class FitNetLoss(FeatureLoss):
@@ -149,13 +25,21 @@ class FitNetLoss(FeatureLoss):
     Args:
         student_shape: shape of the student's feature, the batch first.
         teacher_shape: shape of the teacher's feature, in the same layout.
+        positions: as in :class:`~vid_loss.VIDLoss`.
 
     Raises:
-        ValueError: if the shapes are of different kinds.
+        ValueError: if the shapes are of different kinds, or the share of positions is none.
     """
 
-    def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        student_shape: Sequence[int],
+        teacher_shape: Sequence[int],
+        *,
+        positions: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.positions = checked_positions("FitNetLoss", positions)
         kind = self.build_for(student_shape, teacher_shape)
         channels = channels_of(student_shape), channels_of(teacher_shape)
         self.regressor = (
@@ -178,6 +62,10 @@ class FitNetLoss(FeatureLoss):
         """
         valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
+        if self.positions < 1 and self.training:
+            student_feature, teacher_feature, valid = some_positions(
+                student_feature, teacher_feature, valid, self.positions
+            )
         hint = self.regressor(match_dtype(student_feature, self.regressor))
         dtype = compute_dtype(hint, teacher_feature)
         with torch.autocast(hint.device.type, enabled=False):
