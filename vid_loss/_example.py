@@ -1,12 +1,13 @@
 """What is found out from the example that a Distiller is built with."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ._axes import Side, check_axes
 from ._masks import Masks
+from ._offline import Offline
 from .pairs import Pair
 from .taps import FeatureTap, Given
 from .teacher import Teacher
@@ -22,7 +23,7 @@ class Example(NamedTuple):
 
 
 def read_example(
-    pairs: Mapping[str, Pair], tap: FeatureTap, teacher: Teacher, given: Given
+    pairs: Mapping[str, Pair], tap: FeatureTap, teacher: Teacher | Offline, given: Given
 ) -> Example:
     """Runs both models on the example, and looks at the axes and the masks of their features.
 
@@ -30,15 +31,19 @@ def read_example(
         ValueError: if a pair's feature has another order of axes than its loss expects.
     """
     args, kwargs = given.args, given.kwargs
-    student, taught = tap.read(*args, **kwargs), teacher.features(given)
+    student = tap.read(*args, **kwargs)
+    check = [Side("student", tap.model, student, tap.read)]
+    if isinstance(teacher, Offline):
+        taught = teacher.take_example()
+    else:
+        taught, reads = teacher.features(given), _reader(teacher)
+        check.append(Side("teacher", teacher.tap.model, taught, reads))
     masks = Masks(pairs, student, taught)
-    of_student = Side("student", tap.model, student, tap.read)
-
-    def read_teacher(*args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
-        return teacher.features(Given(args, kwargs))
-
-    of_teacher = Side("teacher", teacher.tap.model, taught, read_teacher)
-    for side in (of_student, of_teacher):
+    for side in check:
         check_axes(pairs, side, args, dict(kwargs))
     masks.compare(student, tap.read, args, kwargs)
     return Example(student, taught, masks, masks.of(None, args, kwargs))
+
+
+def _reader(teacher: Teacher) -> Callable[..., Mapping[str, Tensor]]:
+    return lambda *args, **kwargs: teacher.features(Given(args, kwargs))

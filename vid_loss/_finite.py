@@ -83,6 +83,15 @@ class FiniteTeacher:
         self.__init__(state["pairs"])  # type: ignore[misc]  # the only state
 
 
+def refuse_infinite(pair: Pair, student: Tensor) -> None:
+    """Raises a ValueError if the student's feature of the example is not finite."""
+    if not student.isfinite().all():
+        raise ValueError(
+            f"{pair}: expected finite features of the student; got inf or NaN in its layer "
+            f"{pair.student!r}. Look at its weights, of which some may be NaN, and at the example."
+        )
+
+
 def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
     """Returns whether all that counts is finite, ``()``, by sums: no map is written."""
     dtype = torch.promote_types(feature.dtype, torch.float32)

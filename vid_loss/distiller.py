@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ._absent import Absent
+from ._arguments import check_models, check_options, checked_features
 from ._example import read_example
 from ._features import Features
 from ._first_step import FirstStep, Loaded
-from .cache import FeatureCache, checked_cache
+from ._offline import Offline, source_of
+from .cache import FeatureCache
 from .guards import undisturbed, without_data_parallel
 from .pairs import Pair
 from .taps import FeatureTap, Given, unwrap
-from .teacher import Inputs, Teacher, as_call
+from .teacher import Inputs, as_call
 from .terms import PairTerms, pairs_by_name
 
 
@@ -38,11 +40,14 @@ class Distiller(PairTerms):
 
     Args:
         student: the model that is trained.
-        teacher: the model that is learnt from; put into eval mode at every call.
+        teacher: the model that is learnt from; put into eval mode at every call. Several are one
+            :class:`~vid_loss.teachers.Teachers`. None if its features come from elsewhere.
         pairs: a dict of student layer to teacher layer, or a list of :class:`Pair`.
         example: a batch of the student's inputs, to size the heads: a tensor, a tuple of
             positional or a dict of keyword arguments. One sample is enough. Both models run on it
             once, in eval mode; their modes, buffers and the random state stay as they were.
+        teacher_features: without a teacher, its features of the example, by the layers' names in
+            the pairs. Each call is then given those of its batch.
         teacher_inputs: called with the student's arguments, returns the teacher's in one of the
             three forms: another normalization, resolution or tokenization.
         teacher_dtype: runs the teacher under autocast in this dtype, such as ``torch.bfloat16``;
@@ -70,32 +75,28 @@ class Distiller(PairTerms):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         pairs: Mapping[str, str] | Sequence[Pair],
         *,
         example: Inputs,
+        teacher_features: Mapping[str, Tensor] | None = None,
         teacher_inputs: Callable[..., Inputs] | None = None,
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
         cache: FeatureCache | None = None,
     ) -> None:
         student = without_data_parallel(student)
-        if unwrap(teacher) is unwrap(student):
-            raise ValueError(
-                "Distiller, teacher: expected another model than the student; got the same. "
-                "For self-distillation pass copy.deepcopy(student)."
-            )
-        cache = checked_cache(cache)
-        by_name = pairs_by_name(pairs)
-        student_layers = [pair.student for pair in by_name.values()]
-        teacher_layers = [pair.teacher for pair in by_name.values()]
         given = Given(*as_call(example, "Distiller, example"))
+        check_models(student, teacher, given)
+        check_options(teacher_inputs, teacher_dtype, stop_teacher, cache, offline=teacher is None)
+        by_name = pairs_by_name(pairs)
+        layers = [pair.student for pair in by_name.values()]
         with ExitStack() as undo:
-            source = Teacher(teacher, teacher_layers, teacher_inputs, teacher_dtype)
+            source = source_of(teacher, by_name, teacher_features, teacher_inputs, teacher_dtype)
             undo.callback(source.tap.close)
-            tap = FeatureTap(student, student_layers, record="training", owner="student")
+            tap = FeatureTap(student, layers, record="training", owner="student")
             undo.callback(tap.close)
-            with undisturbed(unwrap(student), unwrap(teacher)):
+            with undisturbed(*(unwrap(x) for x in (student, teacher) if x is not None)):
                 seen = read_example(by_name, tap, source, given)
                 super().__init__(by_name, seen.student, seen.teacher, seen.mask_of)
             undo.pop_all()
@@ -132,8 +133,9 @@ class Distiller(PairTerms):
 
         Args:
             *args: positional inputs of the student, for the teacher.
-            teacher_features: what :meth:`teacher_features` returned for this batch. The teacher
-                is not run again then and needs no inputs; a mask is still to be given.
+            teacher_features: what :meth:`teacher_features` returned for this batch, or features
+                from elsewhere, by the layers' names in the pairs. The teacher is not run then and
+                needs no inputs; a mask is still to be given.
             token_mask: nonzero at what counts, for every pair without a mask of its own: ``(N, L)``
                 for those of tokens, ``(N, H, W)`` for those of maps. None takes an
                 ``attention_mask`` ``(N, L)`` from the keyword arguments, for pairs of its tokens.
@@ -177,20 +179,15 @@ class Distiller(PairTerms):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
-        if teacher_features is None:
-            teacher_features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
-        if missing := self._teacher.tap.specs.keys() - teacher_features.keys():
-            raise ValueError(
-                f"Distiller, teacher_features: expected also {sorted(missing)}; got "
-                f"{sorted(teacher_features)}. Give it what distiller.teacher_features() returned."
-            )
-        batch = getattr(teacher_features, "batch", None)
-        if batch is None:
-            batch = Given(args, kwargs).batch()
+        if (features := teacher_features) is None:
+            features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
+        elif type(features) is not Features or self._teacher.tap.specs.keys() - features.keys():
+            features = checked_features(features, self.pairs.values())
+        batch = getattr(features, "batch", None) or Given(args, kwargs).batch()
         masks: Mapping[str, Tensor] = {}
         if self._masks.own or token_mask is not None or kwargs.get("attention_mask") is not None:
             masks = self._masks.of(token_mask, args, kwargs)
-        return self.weighted(self._tap.collect(batch), teacher_features, masks)
+        return self.weighted(self._tap.collect(batch), features, masks)
 
     def teacher_features(
         self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any
@@ -214,7 +211,7 @@ class Distiller(PairTerms):
         """
         given = Given(args, kwargs)
         self._teacher.follow(given, self._tap.model)
-        if self.cache is None:
+        if self.cache is None or isinstance(self._teacher, Offline):
             features = self._teacher.features(given)
         else:
             features = self.cache.features(self._teacher, args, kwargs, sample_index)

@@ -40,6 +40,7 @@ class DistillationModel(nn.Module):
     def forward(
         self,
         *args: Any,
+        teacher_features: Mapping[str, Tensor] | None = None,
         token_mask: Tensor | None = None,
         sample_index: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
@@ -48,7 +49,8 @@ class DistillationModel(nn.Module):
 
         Args:
             *args: positional inputs of the student.
-            token_mask: as in :meth:`Distiller.forward`; not given to the student.
+            teacher_features: as in :meth:`Distiller.forward`; not given to the student.
+            token_mask: likewise.
             sample_index: likewise.
             **kwargs: keyword inputs of the student.
 
@@ -62,8 +64,8 @@ class DistillationModel(nn.Module):
             output = self.student(*args, **kwargs)
             return output, torch.zeros((), device=next(self.parameters()).device)
         # The teacher first: its memory is given back before the student's activations pile up.
-        features: Mapping[str, Tensor] = {}
-        if any(self.distiller.weights.values()):
+        features = teacher_features
+        if features is None and any(self.distiller.weights.values()):
             features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
         output = self.student(*args, **kwargs)
         transfer = self.distiller(*args, teacher_features=features, token_mask=token_mask, **kwargs)

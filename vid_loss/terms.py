@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._finite import FiniteTeacher, is_finite
+from ._finite import FiniteTeacher, is_finite, refuse_infinite
 from ._notice import AT_CALL, Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
@@ -55,7 +55,11 @@ class PairTerms(nn.Module):
         with undisturbed(self.losses):
             for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
                 student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-                pair.term(loss, *pair.prepare(student, teacher), masks.get(name))
+                student, teacher = pair.prepare(student, teacher)
+                value = pair.term(loss, student, teacher, masks.get(name))
+                if not (value.is_meta or bool(value.isfinite())):
+                    self._finite.refuse(name, teacher, masks.get(name))
+                    refuse_infinite(pair, student)
         self.terms: dict[str, Tensor] = {}
         self._notice = Notice()
         self._places: dict[str, torch.device] = {}  # of each loss, in the last step
