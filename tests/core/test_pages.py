@@ -102,11 +102,22 @@ def lightning_script(folder):
     return {**script, "loader": DataLoader(script["dataset"], batch_size=2)}
 
 
+def detection_script(folder):
+    pytest.importorskip("torchvision")
+    from detection_and_segmentation import boxed_images, detector
+
+    student, loader = detector("resnet18"), list(boxed_images(2))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    names = {"student": student, "teacher": detector("resnet34"), "images": loader[0][0]}
+    return {**names, "loader": loader, "optimizer": optimizer}
+
+
 SCRIPTS = {
     "integrations/hf/README.md": hugging_face_script,
     "integrations/accelerate/README.md": accelerate_script,
     "integrations/lightning/README.md": lightning_script,
     "integrations/timm/README.md": timm_script,
+    "integrations/torchvision/README.md": detection_script,
 }
 CODE = [block for page in PAGES for block in blocks(page, "python", "diff")]
 

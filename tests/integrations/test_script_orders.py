@@ -6,12 +6,16 @@ import torch.multiprocessing as mp
 from _scripts import net, run
 
 pytest.importorskip("accelerate")
+pytest.importorskip("torchvision")
 
 HALF, END = 3, 6
 JOBS = [
     ("torchvision", "torchvision_order", {"steps": (0, END)}),
     ("torchvision, killed", "torchvision_order", {"steps": (0, HALF)}),
     ("torchvision, resumed", "torchvision_order", {"steps": (HALF, END), "resume": True}),
+    ("torchvision's page", "torchvision_page", {"steps": (0, END)}),
+    ("torchvision's page, killed", "torchvision_page", {"steps": (0, HALF)}),
+    ("torchvision's page, resumed", "torchvision_page", {"steps": (HALF, END), "resume": True}),
     ("unwrapped", "torchvision_order", {"wrap": False, "clip": False}),
     ("unwrapped, clipped", "torchvision_order", {"wrap": False}),
     ("nanogpt", "nanogpt_order", {}),
@@ -57,7 +61,7 @@ def test_ranks_are_equal_to_the_last_bit(ranks, label):
     assert_equal(trained(zero), trained(one))
 
 
-@pytest.mark.parametrize("script", ["torchvision", "accelerate"])
+@pytest.mark.parametrize("script", ["torchvision", "torchvision's page", "accelerate"])
 def test_a_resumed_run_ends_where_the_whole_one_does_bit_for_bit(ranks, script):
     whole, resumed = (ranks[0][label][0] for label in (script, f"{script}, resumed"))
     assert_equal(whole, resumed)
@@ -77,7 +81,7 @@ def test_checkpoint_and_average_load_in_a_plain_model(folder, ranks):
     torch.testing.assert_close(plain.eval()(torch.ones(2, 3, 8, 8)), evaluated)
 
 
-@pytest.mark.parametrize("label", TRAINED)
+@pytest.mark.parametrize("label", [label for label in TRAINED if "page" not in label])
 def test_nothing_is_reduced_but_the_loss_and_its_gradients(ranks, label):
     """Two sums per step, of the teacher's scale and of the residuals, which are the loss's own."""
     steps = HALF if "killed" in label or "resumed" in label else END
