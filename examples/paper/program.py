@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from .command_line import TORCHRUN, read_command_line
@@ -100,9 +100,10 @@ def _stop(message: str) -> NoReturn:
     The status is 0 under accelerate launch, which answers any other with a traceback of its own,
     below the message that is to be read.
     """
+    message = message if PartialState().is_main_process else ""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # set by accelerate launch, always
-        sys.exit(message)
-    print(message, file=sys.stderr)
+        sys.exit(message or 1)
+    print(message, end="\n" * bool(message), file=sys.stderr)
     sys.exit(0)
 
 

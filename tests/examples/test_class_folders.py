@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,19 @@ def test_a_folder_without_classes_is_named(tmp_path, kind, message):
         write(root, 4)
     with pytest.raises(FileNotFoundError, match=rf"(?s)pictures: {message}"):
         read(root)
+
+
+def test_names_may_be_long_or_no_text_and_links_may_be_broken(root):
+    for name in (b"x" * 250 + b".png", b"\xff\xfe.png", b"a\nb.png"):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(root / "fish"), name)))
+        write(root / "fish", 1, first=len(name))[0].rename(path)
+    (root / "fish/broken.png").symlink_to("nowhere.png")
+    os.mkfifo(root / "fish/pipe.png")
+    folders = read(root)
+    assert folders.train.labels.count(1) + folders.test.labels.count(1) == 13
+    pipe, broken = folders.left_out
+    assert "fish/broken.png" in broken
+    assert pipe == "Files that are no pictures of a class: 1 that is no file."
 
 
 def test_folders_that_link_to_each_other_end(root):

@@ -13,6 +13,7 @@ from .pictures import SUFFIXES, copy_small
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
 _SHOWN = 3
+_LONG_NAME = 200  # bytes: most file systems take 255, and more is added to it
 _Labeled = dict[Path, str]  # pictures and their classes
 
 
@@ -63,10 +64,7 @@ def read_class_folders(
         FileNotFoundError: if there is no such folder, or no two classes in it.
     """
     train, test, left_out = _find(root)
-    targets = {
-        picture: copies / str(side) / f"{picture.relative_to(root)}.png"
-        for picture in [*train, *test]
-    }
+    targets = {x: copies / str(side) / _copy_name(x.relative_to(root)) for x in [*train, *test]}
     bad = copy_small(targets, side, workers, show_progress=show_progress)
     left_out += bad.values()
     groups = _same({x: target for x, target in targets.items() if x not in bad})
@@ -89,6 +87,13 @@ def read_class_folders(
         return ImageList(tuple(targets[x] for x in chosen), labels)
 
     return ClassFolders(tuple(classes), part(train), part(test), tuple(left_out))
+
+
+def _copy_name(picture: Path) -> Path:
+    name = os.fsencode(picture.name)
+    if len(name) > _LONG_NAME:
+        return picture.with_name(f"{hashlib.sha256(name).hexdigest()}.png")
+    return picture.with_name(f"{picture.name}.png")
 
 
 def _find(root: Path) -> tuple[_Labeled, _Labeled, list[str]]:
@@ -120,7 +125,9 @@ def _pictures(folder: Path, others: Counter[str]) -> _Labeled:
     found: _Labeled = {}
     for of_class in _folders(folder):
         for path in _files(of_class):
-            if path.suffix.lower() in SUFFIXES:
+            if path.exists() and not path.is_file():  # a pipe, which would be waited for
+                others["that is no file"] += 1
+            elif path.suffix.lower() in SUFFIXES:
                 found[path] = of_class.name
             else:
                 others[path.suffix.lower() or path.name] += 1
