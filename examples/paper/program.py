@@ -53,7 +53,7 @@ def main(data_set: DataSet) -> None:
     arguments = read_command_line(data_set.description, data_set.folder)
     if arguments.output is None:
         count = arguments.images_per_class or "all"
-        run = f"{arguments.student}-{count}-seed{arguments.seed}"
+        run = f"{arguments.student}-{arguments.teacher}-{count}-seed{arguments.seed}"
         arguments.output = Path("runs", _name(data_set, arguments), "demo" * arguments.demo or run)
     accelerator = start_accelerator(arguments.accumulation, arguments.log_with, arguments.output)
     try:

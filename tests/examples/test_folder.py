@@ -76,7 +76,7 @@ def test_a_student_is_trained_alone_and_with_a_teacher(monkeypatch, capsys, pict
     assert "class1/empty.png: expected one that can be read" in told
     assert "no pictures of a class: 1 .txt" in told
     assert "Classes: class0, class1, class2, class3, class4" in told
-    runs = Path("runs/digits/test_efficientnet-5-seed0")
+    runs = Path("runs/digits/test_efficientnet-resnet10t-5-seed0")
     build_model("test_efficientnet", 5).load_state_dict(
         read_weights(runs / "mi-i/best.safetensors")
     )

@@ -97,7 +97,7 @@ def test_a_run_reads_the_data_set_and_refuses_other_settings_in_its_folder(monke
     printed = capsys.readouterr().out
     assert "wrn-10-1, 3 classes, 12 images for training and 3 for validation, seed 0" in printed
     assert "of 12 test images" in printed
-    again = (*SMALL, "--method", "student", "--output", "runs/cub/wrn-10-1-5-seed0")
+    again = (*SMALL, "--method", "student", "--output", "runs/cub/wrn-10-1-resnet34-5-seed0")
     with pytest.raises(SystemExit, match=r"settings.json: .* Choose another --output"):
         run(monkeypatch, CUB, *again)
 
