@@ -134,7 +134,7 @@ class Transfer:
         self.batch = batch
         self.losses: list[Tensor] = []
         self.terms: list[dict[str, Tensor]] = []
-        self._teacher_saw: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+        self._teacher_saw: list[tuple[dict[str, Any], Mapping[str, Tensor]]] = []
 
     def __enter__(self) -> "Transfer":
         """Watches the model's forwards."""
@@ -162,20 +162,17 @@ class Transfer:
         mask = heads.mask_of(batch)
         features: Mapping[str, Tensor] = {}
         if any(heads.distiller.weights.values()):
-            # The student's forward has the autocast that Accelerate gives it; the teacher's none.
-            with heads.autocast():
-                features = self._teacher_features(batch)
+            for seen, known in self._teacher_saw:  # a loss may call the model on one many times
+                if all(batch.get(name) is value for name, value in seen.items()):
+                    features = known
+                    break
+            else:
+                # The student's forward has Accelerate's autocast; the teacher's has none.
+                with heads.autocast():
+                    features = heads.distiller.teacher_features(batch=batch)
+                self._teacher_saw.append((batch, features))
         inputs = {"batch": batch, "attention_mask": mask}
         heads.prepared = Prepared(features, inputs, later=bool(self.losses))
-
-    def _teacher_features(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        # A loss may call the model on one batch many times.
-        for seen, features in self._teacher_saw:
-            if all(batch.get(name) is value for name, value in seen.items()):
-                return features
-        features = self.heads.distiller.teacher_features(batch=batch)
-        self._teacher_saw.append((batch, features))
-        return features
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:
         if self.heads.prepared is None:
