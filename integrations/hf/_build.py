@@ -142,7 +142,11 @@ def _called_on_batches(student: nn.Module, columns: Columns) -> Iterator[None]:
     """
     names: list[str] = []
 
-    def pick(_: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def pick(
+        _: nn.Module, args: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        if kwargs.keys() != {"batch", "attention_mask"}:  # its adapters off, it is the teacher
+            return None
         inputs = columns.for_sizing(student, kwargs["batch"])
         names[:] = inputs
         return args, inputs
