@@ -24,6 +24,7 @@ class LossMeans:
         terms: Mapping[str, Tensor],
         weights: Mapping[str, float],
         share: float,
+        steps_since: int | None,
     ) -> None:
         """Adds the values of one batch.
 
@@ -33,6 +34,8 @@ class LossMeans:
                 loss itself.
             weights: the weights of the pairs.
             share: which part of an optimizer step it is.
+            steps_since: optimizer steps since the last log, this one included, for the Trainer's
+                rule: a loss that is not finite counts as their mean. None takes it as it is.
         """
         values = {
             "task_loss": task.detach().float(),
@@ -42,6 +45,11 @@ class LossMeans:
             value = share * term.to(task.device)
             values["transfer_loss"] = values["transfer_loss"] + weights[name] * value
             values[f"transfer/{name}"] = value
+        if steps_since is not None:
+            finite = torch.isfinite(values["task_loss"] + values["transfer_loss"])
+            for name, value in values.items():
+                mean = self.sums[name] / steps_since if name in self.sums else 0.0
+                values[name] = torch.where(finite, value, mean)
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += share

@@ -86,7 +86,10 @@ class TransferLoss:
             task = share * task
         loss = task + (share if scaled else 1.0) * transfer.loss().to(task.device)
         weights, terms = heads.distiller.weights, transfer.mean_terms()
-        self.means.add(task if scaled else share * task, terms, weights, share)
+        since = None
+        if trainer.args.logging_nan_inf_filter:
+            since = 1 + trainer.state.global_step - trainer._globalstep_last_logged
+        self.means.add(task if scaled else share * task, terms, weights, share, since)
         return (loss, *outputs) if outputs else loss
 
     def _is_scaled(self, num_items_in_batch: Any) -> bool:

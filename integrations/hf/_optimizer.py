@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import Trainer
 
@@ -21,27 +22,50 @@ def give_heads_groups(
         learning_rate: theirs; :func:`~vid_loss.rates.head_learning_rate` if None.
     """
     heads = {id(parameter) for parameter in distiller.parameters()}
+    for parameter, own in _layerwise(optimizer).items():
+        for group in own.param_groups if id(parameter) in heads else ():
+            group["lr"] = _rate(own, learning_rate, group["lr"])
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in heads]
         if not moved:
             continue
         group["params"] = [p for p in group["params"] if id(p) not in heads]
-        rate = learning_rate
-        if rate is None:
-            rate = head_learning_rate(optimizer, group["lr"])
+        rate = _rate(optimizer, learning_rate, group["lr"])
         optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 
+def _rate(optimizer: Optimizer, given: float | None, of_student: float) -> float:
+    return head_learning_rate(optimizer, of_student) if given is None else given
+
+
+def _layerwise(optimizer: Any) -> dict[Tensor, Optimizer]:
+    """Returns the optimizer of each parameter, where each steps in its own backward hook."""
+    of_parameters = getattr(getattr(optimizer, "optimizer", optimizer), "optimizer_dict", None)
+    return of_parameters or {}
+
+
 def refuse_optimizer_without_heads(trainer: Trainer, distiller: Distiller) -> None:
-    """Raises the RuntimeError that says which line an optimizer of the user's lacks."""
+    """Raises the RuntimeError that says which line an optimizer or a scheduler of one's own lacks.
+
+    A scheduler that was built before the heads came would end in torch's own error, and late.
+    """
     # DeepSpeed and FSDP 1 flatten the parameters that their optimizers hold.
     flattened = trainer.is_deepspeed_enabled or (
         trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1
     )
     optimizer: Any = trainer.optimizer
-    if not (flattened or optimizer is None or holds_all(optimizer, distiller)):
+    layerwise = {id(parameter) for parameter in _layerwise(optimizer)}
+    held = layerwise.issuperset(map(id, distiller.parameters())) or flattened
+    if not (held or optimizer is None or holds_all(optimizer, distiller)):
         raise RuntimeError(
             "VIDTrainer, optimizers: expected the heads in the optimizer; got one without them. "
             "Before train() add: optimizer.add_param_group({'params': "
             "trainer.distiller.parameters()}), and build your scheduler, if any, after that."
+        )
+    known = len(getattr(trainer.lr_scheduler, "base_lrs", ()))
+    if not held and known and known < len(optimizer.param_groups):
+        raise RuntimeError(
+            f"VIDTrainer, optimizers: expected a scheduler of all {len(optimizer.param_groups)} "
+            f"groups of the optimizer; got one of {known}, built before the heads were added. "
+            "Before train() build another on it: trainer.lr_scheduler = ..."
         )

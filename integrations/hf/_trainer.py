@@ -158,9 +158,9 @@ class VIDTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
-        heads = self._transfer.heads
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if heads is None or heads.student is not model:  # set since
+        if getattr(self._transfer.heads, "student", None) is not model:  # set since
+            self._refuse_two_models(model)
             self._attach(model)
         if self._transfer.heads is None:
             raise ValueError(
@@ -170,6 +170,15 @@ class VIDTrainerMixin(_Base):
         guards = hook_guards() if self.args.torch_compile else nullcontext()
         with guards, self._transfer.installed(self._builder.example or {}):
             return super().train(*args, **kwargs)
+
+    def _refuse_two_models(self, model: nn.Module) -> None:
+        wrapped = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        if wrapped is not model:
+            raise ValueError(
+                "VIDTrainer, model: expected trainer.model_wrapped, which is what runs, to be or "
+                "to wrap trainer.model; got another. Set both: trainer.model_wrapped = "
+                "trainer.model = model."
+            )
 
     def get_train_dataloader(self) -> Any:
         """Returns the Trainer's loader, of all rows, those that the heads were sized with too."""

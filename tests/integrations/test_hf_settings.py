@@ -1,0 +1,337 @@
+"""Data sets, models, optimizers and schedulers that are given or set in unusual ways."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import numpy as np
+from _asserts import assert_same_state, state_of
+from _hf import PAIR, arguments, bert, bert_teacher, distil, logged, texts
+from _hf_net import distil as distil_net
+from _hf_net import plain as plain_net
+from _hf_net import rows
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset, default_collate
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+from vid_loss.integrations.hf import VIDTrainer
+
+from vid_loss import Pair
+from vid_loss.rates import HEAD_LEARNING_RATE
+
+NOTHING = [Pair("body", "body", weight=0.0)]
+
+# ---- The first rows size the heads, and are trained on ----
+
+
+class Stream(IterableDataset):
+    """Goes on where the last pass has left it."""
+
+    def __init__(self):
+        self.rows = iter(rows(32))
+
+    def __iter__(self):
+        return self.rows
+
+
+class Generated(Stream):
+    def __iter__(self):
+        yield from self.rows
+
+
+class Counted(IterableDataset):
+    """Keeps its place in a number."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        while self.place < 32:
+            self.place += 1
+            yield rows(32)[self.place - 1]
+
+
+class Shuffled(IterableDataset):
+    """May be gone through again, in another order."""
+
+    def __iter__(self):
+        yield from (rows(32)[i] for i in torch.randperm(32).tolist())
+
+
+class OwnOrder(Shuffled):
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __iter__(self):
+        yield from (rows(32)[i] for i in torch.randperm(32, generator=self.generator).tolist())
+
+
+@pytest.mark.parametrize("dataset", [Stream, Generated, Counted, Shuffled, OwnOrder])
+def test_an_iterable_train_set_gives_the_rows_that_it_gives_the_plain_trainer(tmp_path, dataset):
+    expected, trainer = (
+        plain_net(tmp_path, data=dataset(), max_steps=6),
+        distil_net(tmp_path, data=dataset(), max_steps=6, pairs=NOTHING),
+    )
+    for one in (expected, trainer):
+        one.model.seen.clear()
+        torch.manual_seed(1)
+        one.train()
+    assert len(trainer.model.seen) == len(expected.model.seen) == 6
+    for mine, theirs in zip(trainer.model.seen, expected.model.seen, strict=True):
+        assert torch.equal(mine, theirs)
+    assert logged(trainer, "loss") == logged(expected, "loss")
+
+
+class Noisy:
+    """Adds noise of its own generator, as a collator that masks words does."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __call__(self, rows):
+        batch = default_collate(rows)
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(3)
+        if isinstance(self.generator, torch.Generator):
+            noise = torch.randn(batch["x"].shape, generator=self.generator)
+        else:
+            noise = torch.tensor(self.generator.normal(size=batch["x"].shape)).float()
+        return {**batch, "x": batch["x"] + noise}
+
+
+def in_a_function(generator):
+    noisy = Noisy(generator())
+    return lambda rows: noisy(rows)
+
+
+@pytest.mark.parametrize("wrap", [lambda generator: Noisy(generator()), in_a_function])
+@pytest.mark.parametrize(
+    "generator",
+    [
+        lambda: torch.Generator().manual_seed(1),
+        lambda: np.random.default_rng(1),
+        lambda: np.random.RandomState(1),
+        lambda: None,
+    ],
+    ids=["torch", "numpy", "numpy's old", "made at first use"],
+)
+def test_a_collator_s_own_generator_is_not_drawn_from(tmp_path, generator, wrap):
+    expected = plain_net(tmp_path, data_collator=wrap(generator))
+    trainer = distil_net(tmp_path, data_collator=wrap(generator), pairs=NOTHING)
+    for one in (expected, trainer):
+        one.train()
+    assert logged(trainer, "loss") == logged(expected, "loss")
+
+
+def unpadded():
+    return [{**row, "input_ids": row["input_ids"][: 3 + i % 4]} for i, row in enumerate(texts())]
+
+
+def without_padding(rows):
+    return {
+        "input_ids": torch.tensor([row["input_ids"].tolist() for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def test_a_batch_size_of_one_needs_no_padding(tmp_path):
+    options = {"train_dataset": unpadded(), "data_collator": without_padding}
+    options.update(teacher=bert_teacher(), pairs=PAIR)
+    args = arguments(tmp_path, per_device_train_batch_size=1)
+    trainer = VIDTrainer(bert(), args, **options)
+    trainer.train()
+    assert len(logged(trainer, "transfer_loss")) == 4
+    args = arguments(tmp_path, per_device_train_batch_size=2)
+    with pytest.raises(ValueError, match=r"make a batch of the first 2 rows .*Pass example="):
+        VIDTrainer(bert(), args, **options)
+
+
+def test_rows_that_the_model_does_not_run_on_are_told_from_a_pair_that_does_not_fit(tmp_path):
+    def too_long(rows):
+        return {"input_ids": torch.ones(len(rows), 99, dtype=torch.long)}
+
+    options = {"teacher": bert_teacher(), "data_collator": too_long, "train_dataset": texts()}
+    with pytest.raises(ValueError, match=r"example: .*to evaluate alone, leave train_dataset out"):
+        VIDTrainer(bert(), arguments(tmp_path), pairs=PAIR, **options)
+    trainer = VIDTrainer(
+        bert(),
+        arguments(tmp_path),
+        pairs=PAIR,
+        teacher=bert_teacher(),
+        eval_dataset=texts(),
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+# ---- What is set on the trainer later ----
+
+
+def test_a_train_set_that_is_set_later_sizes_the_heads(tmp_path):
+    expected = distil(tmp_path)
+    trainer = VIDTrainer(bert(), arguments(tmp_path), teacher=bert_teacher(), pairs=PAIR)
+    assert trainer.distiller is None
+    trainer.train_dataset = texts()
+    for one in (expected, trainer):
+        torch.manual_seed(0)
+        one.train()
+    assert len(logged(trainer, "transfer_loss")) == 4
+
+
+def test_a_model_that_is_set_later_is_the_one_that_learns(tmp_path):
+    trainer, other = distil(tmp_path), bert(seed=4)
+    first, before = trainer.model, state_of(other)
+    keys = list(first.state_dict())
+    trainer.model = trainer.model_wrapped = other
+    trainer.train()
+    assert trainer.distiller.student is other
+    assert len(logged(trainer, "transfer_loss")) == 4
+    assert any(not torch.equal(x, before[key]) for key, x in state_of(other).items())
+    assert list(first.state_dict()) == keys
+
+
+def test_a_model_that_is_set_in_one_of_two_places_is_refused(tmp_path):
+    trainer = distil(tmp_path)
+    trainer.model = bert(seed=4)
+    with pytest.raises(ValueError, match=r"trainer\.model_wrapped = trainer\.model = model"):
+        trainer.train()
+
+
+# ---- The state dict while the heads are there ----
+
+
+def test_the_student_s_state_dict_is_its_own_all_the_time(tmp_path):
+    student, plain = bert(), bert()
+    trainer = distil(tmp_path, student)
+    trainer.train()
+    for model in (student, copy.deepcopy(student)):
+        state = model.state_dict()
+        assert list(state) == list(plain.state_dict())
+        assert list(state._metadata) == list(plain.state_dict()._metadata)
+        plain.load_state_dict(state)
+        model.load_state_dict(plain.state_dict())
+    student.save_pretrained(tmp_path / "direct")
+    _, info = type(student).from_pretrained(tmp_path / "direct", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*classifier\.bias"):
+        student.load_state_dict({k: x for k, x in state.items() if k != "classifier.bias"})
+
+
+# ---- Optimizers and schedulers ----
+
+
+def test_a_scheduler_from_before_the_heads_is_refused_with_the_line_to_write(tmp_path):
+    student = bert()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    scheduler = LambdaLR(optimizer, lambda step: 0.5**step)
+    trainer = VIDTrainer(
+        student,
+        arguments(tmp_path),
+        train_dataset=texts(),
+        teacher=bert_teacher(),
+        pairs=PAIR,
+        optimizers=(optimizer, scheduler),
+    )
+    optimizer.add_param_group({"params": list(trainer.distiller.parameters())})
+    before = state_of(student)
+    with pytest.raises(RuntimeError, match=r"all 2 groups .*got one of 1.*trainer\.lr_scheduler"):
+        trainer.train()
+    assert_same_state(student, before)
+    trainer.lr_scheduler = LambdaLR(optimizer, lambda step: 0.5**step)
+    trainer.train()
+    assert logged(trainer, "learning_rate")[1] == pytest.approx(0.05)
+
+
+class ForEach(VIDTrainer):
+    """Has an optimizer for each parameter, as GaLore's and APOLLO's layerwise ones."""
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        own = {p: torch.optim.AdamW([p], lr=args.learning_rate) for p in model.parameters()}
+
+        def step(parameter):
+            own[parameter].step()
+            own[parameter].zero_grad()
+
+        for parameter in own:
+            parameter.register_post_accumulate_grad_hook(step)
+        return LayerWiseDummyOptimizer, {"optimizer_dict": own, "lr": args.learning_rate}
+
+
+@pytest.mark.parametrize("name", ["by hand", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+# GaLore's own AdamW, of torch's spellings of add.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_an_optimizer_for_each_parameter_has_the_heads_and_their_rate(tmp_path, name):
+    options, cls = {"learning_rate": 1e-4}, ForEach
+    if name != "by hand":
+        pytest.importorskip(f"{name.split('_')[0]}_torch")
+        cls = VIDTrainer
+        options.update(optim=name, optim_target_modules=["attention"])
+    trainer = distil(tmp_path, cls=cls, **options)
+    before = state_of(trainer.distiller.losses)
+    rate = {}
+    create = trainer.create_optimizer
+
+    def look(*args):
+        optimizer = create(*args)
+        for parameter, own in optimizer.optimizer_dict.items():
+            rate[id(parameter)] = own.param_groups[0]["lr"]
+        return optimizer
+
+    trainer.create_optimizer = look
+    trainer.train()
+    heads = {id(p) for p in trainer.distiller.parameters()}
+    assert {rate[x] for x in heads} == {HEAD_LEARNING_RATE}
+    assert {rate[x] for x in rate.keys() - heads} == {1e-4}
+    after = state_of(trainer.distiller.losses)
+    assert not any(torch.equal(after[key], before[key]) for key in before)
+
+
+# ---- The log ----
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_is_logged_by_one_rule(tmp_path, filtered, accumulation):
+    calls = []
+
+    def sometimes_nan(outputs, labels, num_items_in_batch=None):
+        calls.append(None)
+        loss = torch.nn.functional.cross_entropy(outputs["logits"], labels)
+        return loss * (float("nan") if len(calls) == 4 else 1.0) * 1e-3
+
+    trainer = distil_net(
+        tmp_path,
+        compute_loss_func=sometimes_nan,
+        logging_nan_inf_filter=filtered,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=2,
+        logging_steps=3,
+        max_steps=3,
+        learning_rate=0.0,
+        max_grad_norm=0.0,
+    )
+    # A step of no size, so that what is not finite stays where it is.
+    trainer.accelerator.clip_grad_norm_ = lambda *_, **__: torch.tensor(0.0)
+    trainer.training_step = without_gradients(trainer)
+    trainer.train()
+    (loss,), (task,), (transfer,) = (
+        logged(trainer, f"{x}loss") for x in ("", "task_", "transfer_")
+    )
+    if filtered or accumulation == 1:
+        assert loss == pytest.approx(task + transfer, rel=1e-5)
+    else:
+        assert not np.isfinite([loss, task]).any()
+
+
+def without_gradients(trainer):
+    step = trainer.training_step
+
+    def run(model, *args, **kwargs):
+        loss = step(model, *args, **kwargs)
+        model.zero_grad()
+        return loss
+
+    return run
