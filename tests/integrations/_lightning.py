@@ -103,11 +103,14 @@ def plain_loop(batches, *, autocast=None, dtype=None, accumulate=1, clip=None, w
     losses = []
     for step, (images, labels) in enumerate(batches):
         images = images.to(dtype)
+        last = (step + 1) % accumulate == 0
+        if wrap:
+            model.require_backward_grad_sync = transfer.require_backward_grad_sync = last
         with mixed:
             loss = F.cross_entropy(model(images), labels) + transfer(images)
         losses.append(loss.item())
         (loss / accumulate).backward()
-        if (step + 1) % accumulate == 0:
+        if last:
             if clip is not None:
                 held = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(held, clip)

@@ -278,14 +278,12 @@ def test_ddp_spawn_trains_as_ddp_does(ranks):
     assert_equal(ranks[0]["spawned"]["states"], ranks[0]["half"]["states"])
 
 
-@pytest.mark.parametrize("label", ["plain", "resumed"])
-def test_ddp_is_the_plain_ddp_loop_and_resumes_bit_for_bit(ranks, label):
-    assert_equal(ranks[0]["whole"]["states"], ranks[0][label]["states"])
-
-
-def test_accumulation_reduces_the_heads_gradients_with_the_modules(ranks):
-    one, other = (ranks[0][name]["states"] for name in ("accumulated", "plain, accumulated"))
-    assert_close(one, other, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [("whole", "plain"), ("whole", "resumed"), ("accumulated", "plain, accumulated")],
+)
+def test_ddp_is_the_plain_ddp_loop_and_resumes_bit_for_bit(ranks, label, other):
+    assert_equal(ranks[0][label]["states"], ranks[0][other]["states"])
 
 
 def test_fsdp2_is_refused_by_the_callback_and_trains_a_distillation_model(ranks):
