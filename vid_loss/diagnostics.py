@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 from .guards import undisturbed
 from .losses.stats import METRICS, PairDiagnostics
 from .taps import FeatureTap
+from .terms import module_key
 
 if TYPE_CHECKING:
     from .distiller import Distiller
 
-__all__ = ["METRICS", "PairDiagnostics", "gradient_shares", "log_likelihood"]
+__all__ = ["METRICS", "PairDiagnostics", "gradient_shares", "log_likelihood", "report"]
+
+_BESIDE = ("transformers", "accelerate", "lightning", "timm", "torchvision")
 
 
 def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
@@ -88,3 +93,61 @@ def log_likelihood(distiller: Distiller, *args: Any, **kwargs: Any) -> dict[str,
             )
             for name, pair in pairs.items()
         }
+
+
+def report(distiller: Distiller | None = None) -> str:
+    """Returns what a question about a run is to come with: versions, models, pairs, diagnostics.
+
+    There are no paths, data or weights in it. The host waits for the device here.
+
+    Args:
+        distiller: that of the run; None gives the versions alone.
+
+    Returns:
+        Lines to be pasted.
+
+    Example:
+        >>> print(report())  # doctest: +ELLIPSIS
+        vid-loss ..., torch ..., Python ...
+    """
+    versions = [f"vid-loss {_version('vid-loss')}, torch {torch.__version__}"]
+    versions.append(f"Python {platform.python_version()} on {platform.system()}")
+    versions += [f"{name} {_version(name)}" for name in _BESIDE if _version(name)]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    lines = [", ".join(versions), f"GPU: {gpu}"]
+    if distiller is None:
+        return "\n".join(lines)
+    taps = {"student": distiller._tap, "teacher": distiller._teacher.tap}
+    lines += [f"{owner}: {_described(tap.model)}" for owner, tap in taps.items()]
+    lines.append(f"q: {_described(distiller)}")
+    try:
+        metrics = distiller.metrics()
+    except RuntimeError as error:  # of a teacher that is not finite, which is worth a report
+        metrics = {}
+        lines.append(f"diagnostics: {error}")
+    for name, pair in distiller.pairs.items():
+        layers = [
+            f"{layer} ({type(tap.model.get_submodule(tap.specs[layer].name)).__name__})"
+            for layer, tap in zip((pair.student, pair.teacher), taps.values(), strict=True)
+        ]
+        kind = type(distiller.losses[module_key(name)]).__name__
+        lines.append(f"{name}: {' -> '.join(layers)}, {kind}, lambda {distiller.weights[name]:g}")
+        values = {key: metrics[f"{key}/{name}"] for key in METRICS if f"{key}/{name}" in metrics}
+        if name in distiller.terms:
+            values["last term"] = float(distiller.terms[name])
+        lines.append("    " + (", ".join(f"{k} {x:.4g}" for k, x in values.items()) or "no step"))
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _described(model: nn.Module) -> str:
+    parameters = list(model.parameters())
+    kinds = sorted({f"{str(p.dtype).removeprefix('torch.')} on {p.device}" for p in parameters})
+    count = sum(p.numel() for p in parameters)
+    return f"{type(model).__name__}, {count} parameters, {' and '.join(kinds)}"

@@ -6,8 +6,9 @@ import torch
 from _models import TokenNet, cnn_pair, images
 from torch import nn
 
+import vid_loss
 from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss, gradient_shares
-from vid_loss.diagnostics import PairDiagnostics
+from vid_loss.diagnostics import PairDiagnostics, report
 
 PAIRS = [Pair("stage1", "stage1"), Pair("fc:input", "fc")]
 
@@ -274,3 +275,30 @@ def test_a_loss_that_does_not_reach_the_student_has_no_share():
     other = torch.ones(1, requires_grad=True)
     losses = {"elsewhere": other.sum(), "constant": torch.ones(())}
     assert gradient_shares(losses, student) == {"elsewhere": 0.0, "constant": 0.0}
+
+
+def test_a_report_has_versions_models_pairs_and_what_the_last_step_came_to():
+    student, teacher = cnn_pair()
+    pairs = [*PAIRS, Pair("fc", "fc", loss=KDLoss(temperature=4), weight=0.5)]
+    distiller = Distiller(student, teacher, pairs, example=images())
+    assert report(distiller).count("no step") == 3
+    step(distiller, images())
+    lines = report(distiller).splitlines()
+    assert f"vid-loss {vid_loss.__version__}, torch {torch.__version__}" in lines[0]
+    size = sum(p.numel() for p in student.parameters())
+    assert f"student: {type(student).__name__}, {size} parameters, float32 on cpu" in lines
+    where = lines.index("fc:input->fc: fc:input (Linear) -> fc (Linear), VIDLoss, lambda 3")
+    found = distiller.diagnostics()["fc:input->fc"]
+    assert f"explained_variance {found.explained_variance:.4g}" in lines[where + 1]
+    assert f"last term {float(distiller.terms['fc:input->fc']):.4g}" in lines[where + 1]
+    assert any(line.endswith("KDLoss, lambda 0.5") for line in lines)
+
+
+def test_a_report_says_what_keeps_the_diagnostics_away(monkeypatch):
+    def not_finite():
+        raise RuntimeError("NaN in it")
+
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, PAIRS, example=images())
+    monkeypatch.setattr(distiller, "metrics", not_finite)
+    assert "diagnostics: NaN in it" in report(distiller)
