@@ -118,7 +118,9 @@ def report(distiller: Distiller | None = None) -> str:
     if distiller is None:
         return "\n".join(lines)
     taps = {"student": distiller._tap, "teacher": distiller._teacher.tap}
-    lines += [f"{owner}: {_described(tap.model)}" for owner, tap in taps.items()]
+    for owner, tap in taps.items():
+        model = tap.model if isinstance(tap, FeatureTap) else None
+        lines.append(f"{owner}: {_described(model) if model else 'its features from elsewhere'}")
     lines.append(f"q: {_described(distiller)}")
     try:
         metrics = distiller.metrics()
@@ -126,10 +128,8 @@ def report(distiller: Distiller | None = None) -> str:
         metrics = {}
         lines.append(f"diagnostics: {error}")
     for name, pair in distiller.pairs.items():
-        layers = [
-            f"{layer} ({type(tap.model.get_submodule(tap.specs[layer].name)).__name__})"
-            for layer, tap in zip((pair.student, pair.teacher), taps.values(), strict=True)
-        ]
+        both = zip((pair.student, pair.teacher), taps.values(), strict=True)
+        layers = [f"{layer}{_kind_of(layer, tap)}" for layer, tap in both]
         kind = type(distiller.losses[module_key(name)]).__name__
         lines.append(f"{name}: {' -> '.join(layers)}, {kind}, lambda {distiller.weights[name]:g}")
         values = {key: metrics[f"{key}/{name}"] for key in METRICS if f"{key}/{name}" in metrics}
@@ -137,6 +137,12 @@ def report(distiller: Distiller | None = None) -> str:
             values["last term"] = float(distiller.terms[name])
         lines.append("    " + (", ".join(f"{k} {x:.4g}" for k, x in values.items()) or "no step"))
     return "\n".join(lines)
+
+
+def _kind_of(layer: str, tap: object) -> str:
+    if not isinstance(tap, FeatureTap):
+        return ""
+    return f" ({type(tap.model.get_submodule(tap.specs[layer].name)).__name__})"
 
 
 def _version(name: str) -> str:
