@@ -107,7 +107,7 @@ def test_a_channel_that_never_changes_is_dead_in_any_unit(value):
         feature = torch.randn(7, 2, 3, 3)
         feature[:, 0] = value
         scale.update(feature, None)
-    assert scale.alive().tolist() == [False, True]
+    assert scale.constant().tolist() == [True, False]
     torch.testing.assert_close(scale.mean[0], torch.tensor(value))
 
 

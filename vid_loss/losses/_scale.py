@@ -99,30 +99,33 @@ class TeacherScale(Estimates):
         count, mean, var = _moments(feature, mask, len(self.mean))
         if joined:
             count, mean, var = _joined(count, mean, var)
-        finite = torch.isfinite(var)  # what is not would stay for ever
-        counted = finite * count
+        # One operation where isfinite() is four; what is not finite would stay for ever.
+        taken = var < torch.inf
+        if isinstance(count, Tensor) or not count:
+            taken = taken & (count > 0)
+        counted = taken * count
         self.positions.add_(counted)
-        share = (counted / self.positions.clamp(min=1)).clamp_(min=_LEAST_SHARE)
-        share = torch.where(counted > 0, share, 0)
-        mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
+        share = counted / self.positions.clamp(min=1)
+        share = share.clamp_(min=_LEAST_SHARE).mul_(taken)
+        mean, var = torch.where(taken, mean, self.mean), torch.where(taken, var, self.var)
         away = mean - self.mean
         self.mean.lerp_(mean, share)  # exact where the share is 1: there was nothing before
         self.var.lerp_(var, share).addcmul_(share * away, mean - self.mean)
         return count, share
 
-    def alive(self) -> Tensor:
-        """Returns which channels change, beyond rounding: ``(C,)``, boolean."""
-        return self.var > _RESOLUTION * self.mean.square()
+    def constant(self) -> Tensor:
+        """Returns which channels do not change, beyond rounding: ``(C,)``, boolean."""
+        return self.var <= _RESOLUTION * self.mean.square()
 
-    def away(self, prediction: Tensor, feature: Tensor, alive: Tensor) -> Tensor:
+    def away(self, prediction: Tensor, feature: Tensor, constant: Tensor) -> Tensor:
         """Returns a prediction of the standardized feature, less that feature.
 
         Args:
             prediction: in the layout and the dtype of the feature.
             feature: as the teacher gave it.
-            alive: which channels change; one that does not becomes 0, its mean.
+            constant: channels that do not change: they become 0, their mean.
         """
-        factor, mean = torch.where(alive, self.var.rsqrt(), 0), self.mean
+        factor, mean = self.var.rsqrt().masked_fill_(constant, 0), self.mean
         if feature.ndim == 4:
             factor, mean = factor.view(-1, 1, 1), mean.view(-1, 1, 1)
         return torch.addcmul(prediction, mean - feature, factor)

@@ -92,8 +92,8 @@ class RunningVariance(Estimates):
         if joined:
             torch.distributed.all_reduce(squares)
         mean = squares / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
-        weight = torch.where(share > 0, share.clamp(min=self.momentum), 0)
-        self.var.lerp_(torch.where(torch.isfinite(mean), mean, self.var), weight)
+        weight = share.clamp(min=self.momentum).mul_(share > 0)
+        self.var.lerp_(torch.where(mean < torch.inf, mean, self.var), weight)
 
     def forward(self) -> Tensor:
         """Returns the variances, ``(C,)``, in float32 or wider: a copy, which no update changes."""

@@ -80,18 +80,18 @@ def nll_of_squares(
     """
     elements = math.prod(shape)
     positions = elements // max(squared.numel(), 1)
-    count = positions if mask is None else mask.sum(dim=1)
-    nll = 0.5 * (count * var.log().sum() + (squared / var).sum(dim=1))
     if reduction == "none":
-        return nll
-    total: Tensor = nll.sum()
-    if reduction == "sum":
-        return total
-    divisor: int | Tensor = len(nll) if reduction == "batchmean" else elements
-    if reduction == "mean" and mask is not None:
-        divisor = mask.sum() * len(var)
+        of_sample = positions if mask is None else mask.sum(dim=1)
+        return 0.5 * (of_sample * var.log().sum() + (squared / var).sum(dim=1))
+    if mask is None:
+        count: int | Tensor = positions * len(squared)
+    else:
+        count = mask.sum()
+    divisor: int | Tensor = {"sum": 1, "batchmean": len(squared)}.get(reduction, count * len(var))
+    total: Tensor = (squared / var).sum() + count * var.log().sum()
     # A tensor where a mask decides: reading it would make the host wait for the device.
-    return total / (divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1))
+    least = divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1)
+    return total * (0.5 / least)
 
 
 def _check_arguments(

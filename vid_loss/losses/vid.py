@@ -147,23 +147,27 @@ class VIDLoss(FeatureLoss):
         )
         joined = self.training and several_processes()
         with torch.autocast(mean.device.type, enabled=False):
-            dtype = torch.promote_types(mean.dtype, teacher_feature.dtype)
-            target = teacher_feature.to(torch.promote_types(dtype, torch.float32))
-            mean = mean.to(target.dtype)
+            target = teacher_feature
+            if not mean.dtype == target.dtype == torch.float32:
+                target = target.to(compute_dtype(mean, target))
+                mean = mean.to(target.dtype)
             if self.training:
                 count, share = self.scale.update(target, mask, joined=joined)
-            alive = self.scale.alive() if self.standardize else None
-            residual = mean - target if alive is None else self.scale.away(mean, target, alive)
+            constant = self.scale.constant() if self.standardize else None
+            if constant is None:
+                residual = mean - target
+            else:
+                residual = self.scale.away(mean, target, constant)
             if mask is not None:
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
             squared = sum_of_squares(residual)
-            if alive is not None:  # a channel that never changes teaches nothing
-                squared = torch.where(alive, squared, 0)
+            if constant is not None:  # a channel that never changes teaches nothing
+                squared = squared.masked_fill(constant, 0)
             if self.training:
-                share = share if alive is None else torch.where(alive, share, 0)
+                share = share if constant is None else share.masked_fill_(constant, 0)
                 self.running_var.update(squared, count, share, joined=joined)
             var: Tensor = (self.trained_var or self.running_var)()
-            var = var if alive is None else torch.where(alive, var, 1)
+            var = var if constant is None else var.masked_fill(constant, 1)
             nll = nll_of_squares(squared, var, target.shape, mask, self.reduction)
             return nll if self.reduction == "mean" or left_out == 1 else left_out * nll
 
@@ -207,9 +211,10 @@ class VIDLoss(FeatureLoss):
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
         mean: Tensor = self.head(match_dtype(student_feature, self.head))
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
-        alive = self.scale.alive() if self.standardize else None
         mean = mean.to(target.dtype)
-        residual = mean - target if alive is None else self.scale.away(mean, target, alive)
+        residual = mean - target
+        if self.standardize:
+            residual = self.scale.away(mean, target, self.scale.constant())
         channel = 1 if kind_of(residual.shape) == "map" else -1
         var = self.variance()
         nll = residual.movedim(channel, -1).square() / var + var.log()
@@ -222,7 +227,7 @@ class VIDLoss(FeatureLoss):
         1 where there is nothing to predict, and nothing to learn.
         """
         var: Tensor = (self.trained_var or self.running_var)()
-        return torch.where(self.scale.alive(), var, 1) if self.standardize else var
+        return var.masked_fill(self.scale.constant(), 1) if self.standardize else var
 
     def stats(self) -> PairStats | None:
         """Returns what the diagnostics are made of, over the last batches; None before a step."""
@@ -233,7 +238,7 @@ class VIDLoss(FeatureLoss):
         return PairStats(
             self.running_var() / unit,
             self.variance().detach() / unit,
-            self.scale.alive(),
+            ~self.scale.constant(),
             self._positions,
             floor / unit,
         )
