@@ -1,6 +1,7 @@
 """What stands in a teacher's place where its features come from elsewhere."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Offline:
     def __init__(self, example: Mapping[str, Tensor]) -> None:
         self._example: Mapping[str, Tensor] | None = example
         self.specs = dict.fromkeys(example)
+        self.lock = nullcontext()
 
     @property
     def tap(self) -> "Offline":

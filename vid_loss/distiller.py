@@ -90,13 +90,14 @@ class Distiller(PairTerms):
         check_models(student, teacher, given)
         check_options(teacher_inputs, teacher_dtype, stop_teacher, cache, offline=teacher is None)
         by_name = pairs_by_name(pairs)
-        layers = [pair.student for pair in by_name.values()]
         with ExitStack() as undo:
             source = source_of(teacher, by_name, teacher_features, teacher_inputs, teacher_dtype)
             undo.callback(source.tap.close)
+            layers = (pair.student for pair in by_name.values())
             tap = FeatureTap(student, layers, record="training", owner="student")
             undo.callback(tap.close)
-            with undisturbed(*(unwrap(x) for x in (student, teacher) if x is not None)):
+            models = (unwrap(x) for x in (student, teacher) if x is not None)
+            with source.lock, undisturbed(*models):
                 seen = read_example(by_name, tap, source, given)
                 super().__init__(by_name, seen.student, seen.teacher, seen.mask_of)
             undo.pop_all()

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from .guards import plain_tensors
 from .taps import FeatureTap, Given
 
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -45,6 +49,7 @@ class Teacher:
         dtype: runs the teacher under autocast in this dtype; None leaves it as it is.
 
     Attributes:
+        lock: held while the model is in eval mode for a call.
         beside: the device that it is on and its inputs are; None if it follows nobody.
     """
 
@@ -60,6 +65,7 @@ class Teacher:
         self.inputs = inputs
         self.dtype = dtype
         self.beside: torch.device | None = None
+        self.lock = _lock_of(self.tap.model)
         self._borrowed = False
         self._may_nest = any(isinstance(x, nn.TransformerEncoder) for x in self.tap.model.modules())
 
@@ -134,18 +140,20 @@ class Teacher:
     @torch.no_grad()
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Runs the teacher on arguments of its own, in eval mode and without gradients."""
-        # Not model.eval(), which some models override to leave a part in train mode. Put back
-        # afterwards, because a part may be the student's as well.
-        in_train_mode = _in_train_mode(self.tap.model)
-        for module in in_train_mode:
-            module.training = False
-        padded = plain_tensors(self.tap.model.modules()) if self._may_nest else nullcontext()
-        try:
-            with self._precision(args, kwargs), padded:
-                return self.tap.read(*args, **kwargs)
-        finally:
+        # Two threads may have one teacher, and modes are the model's. Not model.eval(), which some
+        # models override to leave a part in train mode. Put back afterwards, because a part may be
+        # the student's as well.
+        with nullcontext() if torch.compiler.is_compiling() else self.lock:
+            in_train_mode = _in_train_mode(self.tap.model)
             for module in in_train_mode:
-                module.training = True
+                module.training = False
+            padded = plain_tensors(self.tap.model.modules()) if self._may_nest else nullcontext()
+            try:
+                with self._precision(args, kwargs), padded:
+                    return self.tap.read(*args, **kwargs)
+            finally:
+                for module in in_train_mode:
+                    module.training = True
 
     def _precision(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -164,6 +172,12 @@ class Teacher:
         # Without its cache: what is cast here has no gradient, and torch 2.8 would give it to a
         # student that shares the layer and runs next.
         return torch.autocast(device, dtype=dtype, cache_enabled=False)
+
+
+def _lock_of(model: nn.Module) -> Any:
+    """Returns the lock of a model, the same for all who teach with it."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
 
 
 def _in_train_mode(model: nn.Module) -> list[nn.Module]:

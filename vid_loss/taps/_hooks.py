@@ -3,10 +3,12 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from ._layers import LayerSpec
@@ -29,7 +31,7 @@ class Given:
         self.args, self.kwargs = args, kwargs
         self.tensors: list[Tensor] = []
         self._state: list[tuple[int, int]] = []
-        level = [] if torch.compiler.is_compiling() else [*args, *kwargs.values()]
+        level = [] if is_compiling() else [*args, *kwargs.values()]
         for _ in range(_DEEPEST):
             deeper: list[Any] = []
             for value in level:
@@ -101,6 +103,8 @@ class Arm(_Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Starts recording, unless this forward is not one to record."""
         recorder = self.recorder
+        if recorder.thread and not is_compiling() and recorder.thread != get_ident():
+            return
         recorder.inside = True
         if recorder.mode == "read":
             return
@@ -108,7 +112,7 @@ class Arm(_Hook):
             recorder.last.passed = "with gradients off" if module.training else "in eval mode"
             return
         recorder.last = Forward(armed=True)
-        recorder.compiled = torch.compiler.is_compiling()
+        recorder.compiled = is_compiling()
         if not recorder.compiled and recorder.mode == "training":
             recorder.batches.append(Given(args, kwargs).batch())
 
@@ -123,7 +127,9 @@ class Disarm(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Ends recording."""
-        forward = self.recorder.last
+        recorder, forward = self.recorder, self.recorder.last
+        if recorder.thread and not is_compiling() and recorder.thread != get_ident():
+            return
         if forward.armed:
             forward.armed, forward.ran = False, True
 
@@ -137,9 +143,12 @@ class Abandon(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forgets what was recorded of a forward that did not end."""
-        self.recorder.inside = False
-        if self.recorder.last.armed:
-            self.recorder.last = Forward()
+        recorder = self.recorder
+        if recorder.thread and not is_compiling() and recorder.thread != get_ident():
+            return
+        recorder.inside = False
+        if recorder.last.armed:
+            recorder.last = Forward()
 
 
 class _Layer(_Hook):
@@ -151,7 +160,7 @@ class _Layer(_Hook):
         """Keeps a reference to the layer's feature."""
         recorder, key = self.recorder, self.spec.text
         # Store only: an operation here would be recomputed by checkpointing, or lost by it.
-        compiling = torch.compiler.is_compiling()
+        compiling = is_compiling()
         version = None if compiling or tensor.is_inference() else tensor._version
         without_grad: Literal["", "no_grad", "checkpoint"] = ""
         if recorder.mode == "training" and not torch.is_grad_enabled():
@@ -169,7 +178,7 @@ class _Layer(_Hook):
     def note_outside(self) -> None:
         """Remembers that the layer ran although the model was not called."""
         # Backward runs checkpointed layers again, which is nobody's mistake.
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+        if not is_compiling() and torch._C._current_graph_task_id() == -1:
             self.recorder.last.outside = self.spec.text
 
 
@@ -178,10 +187,13 @@ class Output(_Layer):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Records what the layer returned."""
-        if self.recorder.last.armed:
+        recorder = self.recorder
+        if recorder.thread and not is_compiling() and recorder.thread != get_ident():
+            return
+        if recorder.last.armed:
             plain = isinstance(output, Tensor) and not self.spec.entries
             self.record(output if plain else self.spec.select(output))
-        elif not self.recorder.inside:
+        elif not recorder.inside:
             self.note_outside()
 
 
@@ -190,14 +202,17 @@ class Input(_Layer):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Records what the layer is given: by position, else by name."""
-        if self.recorder.last.armed:
+        recorder = self.recorder
+        if recorder.thread and not is_compiling() and recorder.thread != get_ident():
+            return
+        if recorder.last.armed:
             entries = self.spec.entries
             by_name = bool(entries) and isinstance(entries[0], str)
             value: Any = kwargs if by_name or not args else args
             if not entries and args:
                 value = args[0]
             self.record(self.spec.select(value))
-        elif not self.recorder.inside:
+        elif not recorder.inside:
             self.note_outside()
 
 

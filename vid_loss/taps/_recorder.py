@@ -53,6 +53,7 @@ class Recorder:
 
     Attributes:
         mode: which forwards are recorded.
+        thread: which thread's; None for any. What others run on the same model meanwhile is theirs.
         stop_after: end the forward with :class:`Complete` when so many layers have been read.
         copied: whether the model has been deep-copied since it was tapped.
         compiled: whether the last forward was a compiled one.
@@ -63,6 +64,7 @@ class Recorder:
 
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
+        self.thread: int | None = None
         self.stop_after: int | None = None
         self.copied = False
         self.compiled = False

@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -122,6 +123,7 @@ class FeatureTap:
         """
         recorder = self._recorder
         stops = recorder.stop_after is not None and not torch.compiler.is_compiling()
+        recorder.thread = None if torch.compiler.is_compiling() else get_ident()
         mode, recorder.mode = recorder.mode, "always"
         try:
             with own_forwards(self.model) if stops else nullcontext():
@@ -129,7 +131,7 @@ class FeatureTap:
         except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
             pass
         finally:
-            recorder.mode = mode
+            recorder.mode, recorder.thread = mode, None
         if not recorder.last.ran and not self.closed:
             raise RuntimeError(_causes.silent_hooks(self.owner))
         return self.collect()
