@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .losses.layouts import resized
 from .pairs import Pair
@@ -90,6 +90,22 @@ def refuse_infinite(pair: Pair, student: Tensor) -> None:
             f"{pair}: expected finite features of the student; got inf or NaN in its layer "
             f"{pair.student!r}. Look at its weights, of which some may be NaN, and at the example."
         )
+
+
+def refuse_infinite_state(
+    module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Raises a ValueError, before anything is loaded, if heads in a state are not finite."""
+    for name, value in state.items():
+        if not name.startswith(prefix) or not isinstance(value, Tensor):
+            continue
+        elsewhere = value.is_meta or hasattr(value, "placements")  # sharded, and read by nobody yet
+        if not elsewhere and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"Distiller, load_state_dict: expected finite heads; got inf or NaN in {name!r}, "
+                "of a run that had diverged. Load an earlier checkpoint, or let the heads start "
+                "anew."
+            )
 
 
 def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:

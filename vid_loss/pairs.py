@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._advice import advice, told
+from ._checks import check_transform
 from .losses import VIDLoss
 from .losses.layouts import to_layout
 
@@ -174,6 +175,8 @@ class Pair:
         self, owner: str, feature: Tensor, transform: Transform | None, dim: int | None, first: bool
     ) -> Tensor:
         if transform is not None:
+            if first:
+                check_transform(str(self), owner, transform, feature)
             feature = transform(feature)
             if not isinstance(feature, Tensor):
                 raise TypeError(

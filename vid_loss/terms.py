@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._finite import FiniteTeacher, is_finite, refuse_infinite
+from ._checks import refuse_shared
+from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
 from ._notice import AT_CALL, Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
@@ -48,9 +49,11 @@ class PairTerms(nn.Module):
         self.losses = nn.ModuleDict()
         for name, pair in self.pairs.items():
             loss = pair.build_loss(student_features[pair.student], teacher_features[pair.teacher])
+            refuse_shared(pair, loss, self.losses)
             default = getattr(loss, "default_weight", 1.0)
             self.weights[name] = default if pair.weight is None else pair.weight
             self.losses[module_key(name)] = loss
+        self.losses.register_load_state_dict_pre_hook(refuse_infinite_state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         # The whole sum once, so that what does not fit is heard of here and not in the first step.
         with undisturbed(self.losses):
             for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):

@@ -1,0 +1,51 @@
+"""Checks of a pair's transforms and loss, when its heads are sized."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+def check_transform(
+    pair: str, owner: str, transform: Callable[[Tensor], Tensor], feature: Tensor
+) -> None:
+    """Refuses a transform that writes to its feature, or that the student cannot learn through.
+
+    Raises:
+        ValueError: if it does one of the two.
+    """
+    if feature.is_inference() or not feature.is_floating_point():
+        return
+    before = feature._version
+    with torch.enable_grad():
+        followed = (feature.detach().clone().requires_grad_() * 1) if owner == "student" else None
+        transformed = transform(feature if followed is None else followed)
+    written = followed is not None and followed._version > 0
+    if written or feature._version != before:
+        raise ValueError(
+            f"{pair}, {owner}_transform: expected it to leave the feature as it was, which other "
+            "pairs and the model itself have too; it writes to it. Let it begin with x = x.clone()."
+        )
+    if followed is None or not isinstance(transformed, Tensor) or transformed.requires_grad:
+        return
+    raise ValueError(
+        f"{pair}, student_transform: expected a result that the student learns through; got one "
+        "without a gradient. Take detach(), torch.no_grad() or numpy out of it."
+    )
+
+
+def refuse_shared(pair: object, loss: nn.Module, losses: nn.ModuleDict) -> None:
+    """Raises a ValueError if a loss that keeps something is another pair's as well.
+
+    Args:
+        pair: named in the message.
+        loss: the pair's.
+        losses: those of other pairs.
+    """
+    other = next((key for key, x in losses.items() if x is loss), None)
+    if other is not None and next(chain(loss.parameters(), loss.buffers()), None) is not None:
+        raise ValueError(
+            f"{pair}, loss: expected a module of its own, as it keeps what it learns; got that of "
+            f"{other!r} as well. Pass copy.deepcopy(loss), or what builds one: loss=VIDLoss."
+        )
