@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -105,9 +106,9 @@ class VIDTrainerMixin(_Base):
 
     def close(self) -> None:
         """Takes heads and hooks off the student. It is then what it was, its weights trained."""
-        if self._transfer.heads is not None:
-            self._transfer.heads.detach()
-        self._transfer.heads = None
+        heads, self._transfer.heads = self._transfer.heads, None
+        if heads is not None:
+            heads.detach()
 
     def padding_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Returns ``(N, L)``, nonzero at tokens that count, or None. It may be overridden."""
@@ -158,10 +159,8 @@ class VIDTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if getattr(self._transfer.heads, "student", None) is not model:  # set since
-            self._refuse_two_models(model)
-            self._attach(model)
+        if self.model is not None:  # as in a search, which makes one for each trial
+            self._attach_if_replaced()
         if self._transfer.heads is None:
             raise ValueError(
                 "VIDTrainer, example: expected a collated batch, as there is no train_dataset to "
@@ -171,14 +170,17 @@ class VIDTrainerMixin(_Base):
         with guards, self._transfer.installed(self._builder.example or {}):
             return super().train(*args, **kwargs)
 
-    def _refuse_two_models(self, model: nn.Module) -> None:
-        wrapped = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        if wrapped is not model:
+    def _attach_if_replaced(self) -> None:
+        unwrap = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+        model, runs = unwrap(self.model), unwrap(self.model_wrapped)
+        if getattr(self._transfer.heads, "student", None) is model:
+            return
+        if runs is not model:
             raise ValueError(
-                "VIDTrainer, model: expected trainer.model_wrapped, which is what runs, to be or "
-                "to wrap trainer.model; got another. Set both: trainer.model_wrapped = "
-                "trainer.model = model."
+                "VIDTrainer, model: expected trainer.model_wrapped, which runs, to have it inside; "
+                "got another. Set both: trainer.model_wrapped = trainer.model = model."
             )
+        self._attach(model)
 
     def get_train_dataloader(self) -> Any:
         """Returns the Trainer's loader, of all rows, those that the heads were sized with too."""
