@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from vid_loss.distiller import Distiller
+from vid_loss import Distiller, Pair
 from vid_loss.guards import hook_guards
-from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs
 
 from ._build import HeadsBuilder
+from ._card import ModelCardMixin
 from ._checkpoint import plain_student, save_heads, split_heads
 from ._heads import HEADS
 from ._inputs import Columns
@@ -27,7 +27,7 @@ else:
     _Base = object  # it is given its Trainer where it is mixed in
 
 
-class VIDTrainerMixin(_Base):
+class VIDTrainerMixin(ModelCardMixin, _Base):
     """What turns a Hugging Face Trainer into one that distils; it goes in front of the Trainer.
 
     ``class MyTrainer(VIDTrainerMixin, Seq2SeqTrainer)`` is that trainer plus the transfer terms
