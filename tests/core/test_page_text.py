@@ -166,6 +166,34 @@ def test_every_adapter_has_a_page_and_a_row_on_the_front_page():
         assert f"vid_loss.integrations.{adapter.parent.name} " in table
 
 
+WORKS_WITH = {  # each row of the front page, where it is tested, and by what that can be known
+    "a loop of your own": {"core/test_plain_loop.py": "optimizer.step()"},
+    "DDP": {"integrations/_scripts.py": "DDP(distiller)"},
+    "FSDP2, a compiled step": {
+        "core/_q_ranks.py": "fully_shard(",
+        "core/test_plain_loop.py": "torch.compile(",
+    },
+    "Hugging Face Trainer": {"integrations/test_hf_trainer.py": "VIDTrainer"},
+    "Accelerate": {"integrations/loop_child.py": "train("},
+    "Lightning": {"integrations/_lightning.py": "VIDCallback("},
+    "torchvision's scripts: images, boxes, masks": {
+        "integrations/_torchvision.py": "train_like_torchvision.py",
+        "examples/test_detection_and_segmentation.py": "Distiller(",
+    },
+    "timm": {"integrations/test_timm_task.py": "VIDTask("},
+    "timm's own train.py": {"integrations/test_timm_script.py": "patch(script"},
+    "torch.export, ONNX, TorchScript": {"core/test_export.py": "torch.export.export("},
+}
+
+
+def test_every_row_of_the_front_page_is_a_test():
+    table = README.read_text().partition("## Works with")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (.*?) \| .*? \| \[", table, re.MULTILINE) == list(WORKS_WITH)
+    for row, places in WORKS_WITH.items():
+        for path, sign in places.items():
+            assert sign in (ROOT / "tests" / path).read_text(), (row, path)
+
+
 def test_the_front_page_is_short_and_its_set_up_commands_are_one_line_each():
     text = README.read_text()
     assert len(text.splitlines()) <= 160
