@@ -19,6 +19,7 @@ from _lightning import (  # after the skip
     states,
 )
 from _scripts import PAIRS, models  # after the skip
+from lightning.pytorch.callbacks import ModelCheckpoint  # after the skip
 from vid_loss.integrations.lightning import VIDCallback  # after the skip
 
 from vid_loss import Distiller  # after the skip
@@ -205,6 +206,42 @@ def test_a_compiled_student_trains_to_the_same():
     plain = Task()
     fit(plain, eager, epochs=1)
     assert_close(states(task.model, one.distiller), states(plain.model, eager.distiller))
+
+
+class Late(Task):
+    """Builds its student when Lightning asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        del self.model
+
+    def configure_model(self):
+        if not hasattr(self, "model"):
+            self.model, _ = models()
+            self.setup("fit")  # seeds the heads again
+
+
+def test_a_student_that_is_built_late_trains_to_the_same():
+    task, one, other = Late(), callback(), callback()
+    fit(task, one, epochs=1)
+    plain = Task()
+    fit(plain, other, epochs=1)
+    assert_equal(states(task.model, one.distiller), states(plain.model, other.distiller))
+
+
+def test_weights_are_averaged_and_the_best_are_kept_as_those_of_the_module_alone(tmp_path):
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    averages = averaging.EMAWeightAveraging(decay=0.9)
+    best = ModelCheckpoint(tmp_path, monitor="task_loss")
+    task = Task()
+    trainer = fit(task, callback(), averages, best, enable_checkpointing=True)
+    average = torch.load(best.best_model_path, weights_only=False)["state_dict"]
+    assert list(average) == list(Task().state_dict())
+    assert hooks(task) == 0
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(task, ckpt_path=best.best_model_path)  # the same callback, once more
+    assert hooks(task) == 0
+    assert trainer.global_step == 18
 
 
 class Manual(Task):
