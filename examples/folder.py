@@ -39,7 +39,8 @@ def read(folder: Path, settings: Settings) -> tuple[ImageList, ImageList]:
 
 def tell(found: ClassFolders, file: Path) -> None:
     """Prints the classes and what was left out, all of which is in a file, too."""
-    file.write_text("".join(f"{x}\n" for x in found.left_out), errors="surrogateescape")
+    told = "".join(f"{x}\n" for x in found.left_out)
+    file.write_bytes(told.encode(errors="surrogateescape"))
     shown = [f"Left out: {x}" for x in found.left_out[:SHOWN]]
     more = [f"... and more: {file}"] if len(found.left_out) > SHOWN else []
     for line in [*shown, *more, f"Classes: {', '.join(found.classes)}"]:

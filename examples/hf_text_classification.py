@@ -63,9 +63,12 @@ def build_student(
 ) -> PreTrainedModel:
     """Returns the encoder's first layers with a new classifier, or a small BERT."""
     if options.student == "cut":
-        return AutoModelForSequenceClassification.from_pretrained(
+        student = AutoModelForSequenceClassification.from_pretrained(
             encoder, num_labels=len(SECTIONS), num_hidden_layers=options.layers
         )
+        # Most words are in no text of a few, and three quarters of the weights are theirs.
+        student.get_input_embeddings().requires_grad_(False)
+        return student
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

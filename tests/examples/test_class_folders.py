@@ -119,11 +119,15 @@ def test_a_class_of_too_few_is_left_out_with_its_numbers(root):
     ("kind", "message"),
     [
         ("nothing", "expected a folder with a folder of pictures for each class; got no folder"),
-        ("empty", r"expected two classes or more, .*; got 0\. Left out: nothing"),
+        ("empty", r"expected two classes or more, .*; got 0\. Add pictures.*Left out: nothing"),
+        (
+            "no test",
+            r"expected two .*; got 0\. .*Left out:\n  Class birds: 4 .* 0 for the test",
+        ),
         ("one class", r"expected two classes or more, .*; got 1\."),
         (
             "no folders",
-            r"expected two .*; got 0\. Left out:\n  Files that are no .* 4 in no class folder",
+            r"expected two .*; got 0\. .*Left out:\n  Files that are no .* 4 in no class folder",
         ),
     ],
 )
@@ -133,6 +137,9 @@ def test_a_folder_without_classes_is_named(tmp_path, kind, message):
         root.mkdir()
     if kind == "one class":
         write(root / "birds", 10)
+    if kind == "no test":
+        write(root / "train/birds", 4)
+        (root / "test/birds").mkdir(parents=True)
     if kind == "no folders":
         write(root, 4)
     with pytest.raises(FileNotFoundError, match=rf"(?s)pictures: {message}"):

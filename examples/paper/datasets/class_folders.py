@@ -12,7 +12,7 @@ from .pictures import SUFFIXES, copy_small
 
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")  # the first that is there
-_SHOWN = 3
+_SHOWN, _TOLD = 3, 20  # names of pictures that are alike, lines of an error
 _LONG_NAME = 200  # bytes: most file systems take 255, and more is added to it
 _Labeled = dict[Path, str]  # pictures and their classes
 
@@ -63,22 +63,23 @@ def read_class_folders(
     Raises:
         FileNotFoundError: if there is no such folder, or no two classes in it.
     """
-    train, test, left_out = _find(root)
+    train, test, left_out, is_split = _find(root)
     targets = {x: copies / str(side) / _copy_name(x.relative_to(root)) for x in [*train, *test]}
     bad = copy_small(targets, side, workers, show_progress=show_progress)
     left_out += bad.values()
     groups = _same({x: target for x, target in targets.items() if x not in bad})
     train, test, repeated = _once(groups, train, test)
     left_out += repeated
-    if not test:
+    if not is_split:
         train, test = _split(root, train, test_share)
     classes, few = _classes(train, test, least)
     left_out += few
     if len(classes) < 2:
-        told = "".join(f"\n  {x}" for x in left_out)
+        told = "".join(f"\n  {x}" for x in left_out[-_TOLD:])
         raise FileNotFoundError(
             f"{root}: expected two classes or more, each a folder of {least} pictures for training "
-            f"and one for the test; got {len(classes)}. Left out:{told or ' nothing'}"
+            f"and one for the test; got {len(classes)}. Add pictures, or ask for fewer. Left out:"
+            f"{told or ' nothing'}"
         )
 
     def part(labeled: _Labeled) -> ImageList:
@@ -96,8 +97,8 @@ def _copy_name(picture: Path) -> Path:
     return picture.with_name(f"{picture.name}.png")
 
 
-def _find(root: Path) -> tuple[_Labeled, _Labeled, list[str]]:
-    """Returns the pictures for training and for the test, and what else there is."""
+def _find(root: Path) -> tuple[_Labeled, _Labeled, list[str], bool]:
+    """Returns pictures for training and the test, what else there is, whether folders say which."""
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root}: expected a folder with a folder of pictures for each class; got no folder. "
@@ -109,11 +110,12 @@ def _find(root: Path) -> tuple[_Labeled, _Labeled, list[str]]:
     others: Counter[str] = Counter()
     if not (train and test):
         found = _pictures(root, others)
-        return found, {}, _told(others)
+        return found, {}, _told(others), False
     used = (train[0], test[0])
     unused = [f"{x}: it is neither {used[0].name} nor {used[1].name}." for x in _folders(root)]
     left_out = [x for x, path in zip(unused, _folders(root), strict=True) if path not in used]
-    return _pictures(train[0], others), _pictures(test[0], others), left_out + _told(others)
+    found, for_test = _pictures(train[0], others), _pictures(test[0], others)
+    return found, for_test, left_out + _told(others), True
 
 
 def _folders(folder: Path) -> list[Path]:
