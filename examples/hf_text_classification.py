@@ -16,6 +16,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -194,22 +195,21 @@ def main(options: Namespace) -> None:
     looked_at = validation if options.validation else test
 
     trained = train_teacher(options, encoder, train_set, collator)
-    print(f"teacher, on {len(train_set)} texts: {accuracy(trained, looked_at):.1f} %")
+    print(f"teacher, on {len(train_set)} texts: {accuracy(trained, looked_at):.1f} %", flush=True)
     labels = [row["labels"] for row in train_set]
-    for method in options.methods:
-        results = []
-        for seed in range(options.seeds):
-            set_seed(seed)
-            student = build_student(options, encoder, tokenizer)
-            few = Subset(train_set, images_per_class(labels, options.texts_per_class, seed=seed))
-            run = (options, method, seed, student, trained.model, few, collator)
-            results.append(accuracy(train_student(*run), looked_at))
-        spread = statistics.stdev(results) if len(results) > 1 else 0.0
-        print(f"{method}: {statistics.mean(results):.1f} ± {spread:.1f} %", flush=True)
+    results: dict[str, list[float]] = {method: [] for method in options.methods}
+    for seed, method in product(range(options.seeds), options.methods):
+        set_seed(seed)
+        student = build_student(options, encoder, tokenizer)
+        few = Subset(train_set, images_per_class(labels, options.texts_per_class, seed=seed))
+        trainer = train_student(options, method, seed, student, trained.model, few, collator)
+        results[method].append(accuracy(trainer, looked_at))
+        print(f"{method}, seed {seed}: {results[method][-1]:.1f} %", flush=True)
     part = "validation" if options.validation else "test"
-    print(
-        f"{options.texts_per_class} texts per class, {options.seeds} seeds, {held_out} {part} texts"
-    )
+    print(f"{options.texts_per_class} texts per class, {held_out} {part} texts, mean of seeds:")
+    for method, found in results.items():
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        print(f"{method:8}{statistics.mean(found):6.1f} ± {spread:.1f} %")
 
 
 def read_options(arguments: Sequence[str] | None = None) -> Namespace:
