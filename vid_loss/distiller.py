@@ -103,9 +103,7 @@ class Distiller(PairTerms):
             undo.pop_all()
         if stop_teacher:  # not before the example has run to its end, with all checks
             source.stop_early()
-        self._tap = tap
-        self._teacher = source
-        self._masks = seen.masks
+        self._tap, self._teacher, self._masks = tap, source, seen.masks
         trained = any(isinstance(pair.loss, nn.Module) for pair in by_name.values())
         self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
         self._first_step.watch()

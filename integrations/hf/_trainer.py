@@ -246,7 +246,5 @@ class VIDTrainer(VIDTrainerMixin, Trainer):
 
         trainer = VIDTrainer(
             model=student, args=args, train_dataset=train_set, eval_dataset=eval_set,
-            teacher=teacher, pairs={"bert.encoder.layer.1": "bert.encoder.layer.3"},
-        )
-        trainer.train()
+            teacher=teacher, pairs={"bert.encoder.layer.1": "bert.encoder.layer.3"})
     """
