@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from paper.methods import matching_layers, pairs_of
 from paper.models import build_model
 from torch import Tensor, nn
 
-from vid_loss import DistillationModel, Distiller, Pair
+from vid_loss import DistillationModel, Distiller, Pair, VIDLoss
 
 # student, teacher, resolution, batch
 NETWORKS = {
@@ -20,12 +21,14 @@ NETWORKS = {
 
 
 def pairs(network: str, which: str) -> list[Pair]:
-    """MI-I at all stages or at the last one alone, or MI-L."""
+    """MI-I at all stages, at a quarter of their positions or at the last one alone, or MI-L."""
     student, teacher, *_ = NETWORKS[network]
     layers = matching_layers(student, teacher)
     if which == "mi-l":
         return pairs_of("mi-l", layers)
     found = pairs_of("mi-i", layers)
+    if which == "quarter":
+        return [replace(pair, loss=partial(VIDLoss, positions=0.25)) for pair in found]
     return found[-1:] if which == "last-stage" else found
 
 

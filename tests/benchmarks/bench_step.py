@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from _tasks import NETWORKS, Heads, Task, pairs
+from _tasks import NETWORKS, Task, pairs
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from vid_loss.cache import FeatureCache
-from vid_loss.diagnostics import observe
 
-WHICH = ("mi-l", "last-stage", "all-stages")
+WHICH = ("mi-l", "last-stage", "all-stages", "quarter")
 ROUNDS = {"wrn": 100, "resnet": 20}
 
 
@@ -78,23 +77,6 @@ def bench_cached_step_over_the_students_own(compare, network, which, tmp_path):
 def bench_floor_over_the_students_own_step(compare, network):
     task = Task(network, pairs(network, "mi-l"))
     compare(task.floor, task.student_step, rounds=ROUNDS[network])
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def bench_diagnostics_over_a_step(compare, network):
-    task = Task(network, pairs(network, "all-stages"))
-    heads = Heads(task)
-    losses = task.distiller.vid_losses()
-    seen = [
-        (loss.observation.squared_residuals, heads.features(task.distiller.pairs[name])[1], loss)
-        for name, loss in losses.items()
-    ]
-
-    def diagnostics():
-        for residuals, feature, loss in seen:
-            observe(residuals, feature, loss.observation.var, None, 1e-5)
-
-    compare(diagnostics, task.step, rounds=ROUNDS[network])
 
 
 @pytest.mark.parametrize("variant", ["channels-last", "bfloat16", "compiled", "stopped"])
