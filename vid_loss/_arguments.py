@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cache import checked_cache
+from .calls import refuse_no_module
 from .pairs import Pair
 from .taps import Given, unwrap
 
@@ -22,8 +23,7 @@ def check_models(student: Any, teacher: Any, given: Given) -> None:
     for owner, model in (("student", student), ("teacher", teacher)):
         if model is None and owner == "teacher":
             continue
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Distiller, {owner}: {_no_module(model)}")
+        refuse_no_module(f"Distiller, {owner}", model)
     if unwrap(teacher) is unwrap(student):
         raise ValueError(
             "Distiller, teacher: expected another model than the student; got the same. "
@@ -45,19 +45,6 @@ def check_models(student: Any, teacher: Any, given: Given) -> None:
             "that the heads alone learn. If that is not meant: student.requires_grad_(True).",
             stacklevel=3,
         )
-
-
-def _no_module(model: Any) -> str:
-    expected = "expected an nn.Module; got "
-    if isinstance(model, type) and issubclass(model, nn.Module):
-        return f"{expected}the class {model.__name__}. Build it: {model.__name__}(...)."
-    if isinstance(model, Mapping):
-        return f"{expected}a {type(model).__name__}. Load it into a model: load_state_dict(...)."
-    if isinstance(model, list | tuple):
-        return f"{expected}a {type(model).__name__}. Several are one: vid_loss.teachers.Teachers."
-    if callable(model):
-        return f"{expected}the function {model!r}. Wrap it: a module whose forward calls it."
-    return f"{expected}{model!r}. Load the model first, and pass that."
 
 
 def check_options(

@@ -7,6 +7,26 @@ import torch
 from torch import Tensor, nn
 
 
+def check_callable(pair: object, argument: str, transform: object) -> None:
+    """Refuses what is no transform, or one whose own weights nobody would train.
+
+    Raises:
+        TypeError: if it cannot be called.
+        ValueError: if it is a module that has something to train.
+    """
+    if transform is not None and not callable(transform):
+        raise TypeError(
+            f"{pair}, {argument}: expected a function of the feature; got {transform!r}. For "
+            "example lambda x: x[:, 1:]."
+        )
+    if isinstance(transform, nn.Module) and any(p.requires_grad for p in transform.parameters()):
+        raise ValueError(
+            f"{pair}, {argument}: expected nothing to be trained in it; got a "
+            f"{type(transform).__name__}, which is in no parameters(). Make it the head: "
+            "loss=functools.partial(VIDLoss, head=...)."
+        )
+
+
 def check_transform(
     pair: str, owner: str, transform: Callable[[Tensor], Tensor], feature: Tensor
 ) -> None:

@@ -8,9 +8,15 @@ from torch import Tensor
 from ._axes import Side, check_axes
 from ._masks import Masks
 from ._offline import Offline
+from .calls import explained
 from .pairs import Pair
 from .taps import FeatureTap, Given
 from .teacher import Teacher
+
+_EXAMPLE = (
+    "Give what student(...) is called with in training, without the labels: a tensor, a tuple of "
+    "positional or a dict of keyword arguments."
+)
 
 
 class Example(NamedTuple):
@@ -31,7 +37,13 @@ def read_example(
         ValueError: if a pair's feature has another order of axes than its loss expects.
     """
     args, kwargs = given.args, given.kwargs
-    student = tap.read(*args, **kwargs)
+    try:
+        student: Mapping[str, Tensor] = tap.read(*args, **kwargs)
+    except Exception as error:
+        found = explained(error, "Distiller, example", tap.model, args, kwargs, _EXAMPLE)
+        if found is None:
+            raise
+        raise found from error
     check = [Side("student", tap.model, student, tap.read)]
     if isinstance(teacher, Offline):
         taught = teacher.take_example()

@@ -1,6 +1,5 @@
 """Which mask the loss of each pair is given."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .calls import takes
 from .losses.layouts import kind_of
 from .pairs import Pair
 
@@ -60,6 +60,11 @@ class Masks:
             TypeError: if a mask is no tensor.
             ValueError: if a pair's mask is not there, or the given one is for no pair.
         """
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(
+                f"Distiller, token_mask: expected a tensor; got {type(given).__name__}. Pass "
+                "torch.as_tensor(...)."
+            )
         mask = mask_in(kwargs) if given is None else given
         masks: dict[str, Tensor] = {}
         if mask is not None:
@@ -137,7 +142,7 @@ def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
         try:
             mask = function(*args, **kwargs)
         except TypeError as error:
-            if _takes(function, args, kwargs):
+            if takes(function, args, kwargs):
                 raise
             raise TypeError(
                 f"{pair}, mask: expected a function of the student's arguments, {len(args)} by "
@@ -150,14 +155,6 @@ def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
         f"{pair}, mask: expected a tensor, (N, L) for tokens or (N, H, W) for maps, or None; got "
         f"{type(mask).__name__}. Make one of it: mask=lambda ...: torch.as_tensor(...)."
     )
-
-
-def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 def _in_layout(mask: Tensor, shape: torch.Size) -> Tensor:

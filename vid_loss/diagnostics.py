@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .calls import refuse_no_module
 from .guards import undisturbed
 from .losses.stats import METRICS, PairDiagnostics
 from .taps import FeatureTap
@@ -47,6 +48,17 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
         >>> gradient_shares({"task": output, "pair": 3 * output}, student)
         {'task': 0.25, 'pair': 0.75}
     """
+    if not isinstance(losses, Mapping):
+        raise TypeError(
+            "gradient_shares, losses: expected a dict of names to losses; got "
+            f"{type(losses).__name__}. For example {{'task': loss, **distiller.weighted_terms(x)}}."
+        )
+    refuse_no_module("gradient_shares, student", student)
+    if losses and not any(loss.requires_grad for loss in losses.values()):
+        raise ValueError(
+            f"gradient_shares, losses: expected losses with a gradient; got {list(losses)} without "
+            "one. distiller.terms has none: take distiller.weighted_terms(...)."
+        )
     parameters = [p for p in student.parameters() if p.requires_grad]
     norms = {}
     for name, loss in losses.items():

@@ -165,8 +165,7 @@ class Distiller(PairTerms):
         )
         loss, *others = terms.values()
         for term in others:
-            # A model that is split over devices has its layers, and so its heads, on several.
-            loss = loss + term.to(loss.device)
+            loss = loss + term.to(loss.device)  # a model may be split over several devices
         return loss
 
     def weighted_terms(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calls import refuse_no_module
 from .distiller import Distiller
 from .taps import unwrap
 
@@ -27,6 +28,13 @@ class DistillationModel(nn.Module):
 
     def __init__(self, student: nn.Module, distiller: Distiller) -> None:
         super().__init__()
+        refuse_no_module("DistillationModel, student", student)
+        if not isinstance(distiller, Distiller):
+            raise TypeError(
+                "DistillationModel, distiller: expected a Distiller; got "
+                f"{type(distiller).__name__}. Build one: Distiller(student, teacher, pairs, "
+                "example=...)."
+            )
         if unwrap(student) is not distiller.student:
             raise ValueError(
                 "DistillationModel, student: expected the model that the distiller was built "

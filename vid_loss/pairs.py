@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._advice import advice, told
-from ._checks import check_transform
+from ._checks import check_callable, check_transform
 from .losses import VIDLoss
 from .losses.layouts import to_layout
 
@@ -71,7 +71,11 @@ class Pair:
                 f"{self}, loss: expected a loss module or what builds one; got {self.loss!r}. "
                 "For example loss=VIDLoss."
             )
-        if self.name is not None and (not self.name or hasattr(nn.ModuleDict(), self.name)):
+        check_callable(self, "student_transform", self.student_transform)
+        check_callable(self, "teacher_transform", self.teacher_transform)
+        if self.name is not None and (
+            not isinstance(self.name, str) or not self.name or hasattr(nn.ModuleDict(), self.name)
+        ):
             raise ValueError(
                 f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
                 f"not use itself; got {self.name!r}."
@@ -146,7 +150,9 @@ class Pair:
                 value = loss(student, teacher, mask=mask.to(student.device))
             else:
                 value = loss(student, teacher)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise  # a device out of memory, say
             raise self._named(error, student, teacher, mask) from error
         if not isinstance(value, Tensor) or value.ndim:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
@@ -219,7 +225,7 @@ class Pair:
 def check_weight(weight: float, pair: str) -> float:
     """Returns the weight as a float, or raises the ValueError that names the pair."""
     try:
-        value = float(weight)
+        value = math.nan if isinstance(weight, str) else float(weight)
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < math.inf:

@@ -1,5 +1,6 @@
 """Learning rates of the heads, beside the student's."""
 
+import math
 from typing import Any, Literal
 
 from torch import nn
@@ -34,6 +35,18 @@ def groups_of(
     weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Returns parameters in groups, as :meth:`~vid_loss.Distiller.parameter_groups` says."""
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise TypeError(
+            "Distiller, parameter_groups, optimizer: expected an optimizer or None; got "
+            f"{optimizer!r}. A rate is given by name: parameter_groups(lr=...)."
+        )
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        known = value in (None, "auto") if name == "lr" else False
+        if not known and (not isinstance(value, int | float) or not 0 <= value < math.inf):
+            raise ValueError(
+                f"Distiller, parameter_groups, {name}: expected a number, 0 or more; got "
+                f"{value!r}. For example lr=5e-3, weight_decay=1e-4."
+            )
     if lr == "auto":
         lr = HEAD_LEARNING_RATE if optimizer is None else head_learning_rate(optimizer)
     rate = {} if lr is None else {"lr": lr}

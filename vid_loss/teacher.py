@@ -1,7 +1,6 @@
 """The frozen network that is learnt from."""
 
 import copy
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -11,9 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calls import explained, takes
 from .guards import plain_tensors
 from .taps import FeatureTap, Given
 
+_INPUTS = (
+    "Map the student's with teacher_inputs=lambda ...: (...), or give the part of the teacher that "
+    "takes them."
+)
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
@@ -115,11 +119,11 @@ class Teacher:
         inputs = self.arguments(given.args, given.kwargs)
         try:
             features = self.run(*inputs)
-        except TypeError as error:
-            message = _misfit(self.tap.model, *inputs)
-            if message is None:
+        except Exception as error:
+            found = explained(error, "Distiller, teacher", self.tap.model, *inputs, _INPUTS)
+            if found is None:
                 raise
-            raise TypeError(message) from error
+            raise found from error
         if given.changed():
             raise RuntimeError(
                 "Distiller, teacher: expected its inputs as they were; it, or teacher_inputs, has "
@@ -135,7 +139,17 @@ class Teacher:
         """Returns the teacher's arguments for the student's."""
         if self.inputs is None:
             return args, kwargs
-        return as_call(self.inputs(*args, **kwargs), "teacher_inputs")
+        try:
+            inputs = self.inputs(*args, **kwargs)
+        except TypeError as error:
+            if takes(self.inputs, args, kwargs):
+                raise
+            raise TypeError(
+                "Distiller, teacher_inputs: expected a function of the student's arguments, "
+                f"{len(args)} by position and {list(kwargs)} by name; got one that does not take "
+                f"them: {error}. For example teacher_inputs=lambda images: (images - mean) / std."
+            ) from error
+        return as_call(inputs, "teacher_inputs")
 
     @torch.no_grad()
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -194,18 +208,3 @@ def _in_train_mode(model: nn.Module) -> list[nn.Module]:
             found.append(module)
         waiting.extend(module._modules.values())
     return found
-
-
-def _misfit(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Says what to do if a model cannot be called with these arguments at all."""
-    try:
-        takes = inspect.signature(model.forward)
-        takes.bind(*args, **kwargs)
-    except TypeError as error:
-        given = [type(x).__name__ for x in args] + [f"{key}=..." for key in kwargs]
-        return (
-            f"Distiller, teacher: expected arguments for forward{takes}; got ({', '.join(given)}), "
-            f"the student's or what teacher_inputs makes of them: {error}. Map them with "
-            "teacher_inputs=lambda ...: (...), or give the part of the teacher that takes them."
-        )
-    return None

@@ -299,7 +299,7 @@ class TwoInputs(nn.Module):
 
 def test_a_teacher_that_takes_other_arguments_says_how_to_map_them():
     student, teacher, x = nn.Linear(2, 4), TwoInputs(), torch.ones(5, 2)
-    message = r"forward\(x, words\); got \(Tensor\).*missing a required argument: 'words'.*Map"
+    message = r"forward\(x, words\); got \(\(5, 2\)\).*missing 1 required .*'words'.*Map"
     with pytest.raises(TypeError, match=message):
         Distiller(student, teacher, {"": "visual"}, example=x)
     Distiller(student, teacher.visual, {"": ""}, example=x)

@@ -68,9 +68,9 @@ class RunningVariance(Estimates):
 
     def __init__(self, channels: int, *, momentum: float, floor: float) -> None:
         super().__init__()
-        if not 0 < momentum <= 1:
+        if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
             raise ValueError(
-                f"VIDLoss, momentum: expected a number above 0, at most 1; got {momentum}."
+                f"VIDLoss, momentum: expected a number above 0, at most 1; got {momentum!r}."
             )
         self.momentum = momentum
         self.floor = floor
@@ -124,9 +124,9 @@ class TrainedVariance(nn.Module):
 
     def __init__(self, channels: int, *, init_var: float, floor: float) -> None:
         super().__init__()
-        if not floor < init_var < math.inf:
+        if not isinstance(init_var, int | float) or not floor < init_var < math.inf:
             raise ValueError(
-                f"VIDLoss, init_var: expected a number above the floor {floor}; got {init_var}."
+                f"VIDLoss, init_var: expected a number above the floor {floor}; got {init_var!r}."
             )
         start = init_var - floor
         # The inverse of softplus, in the form that overflows for no start.

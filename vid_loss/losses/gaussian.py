@@ -107,6 +107,11 @@ def _check_arguments(
             f"{tuple(mean.shape)} and {tuple(target.shape)}. Nothing is broadcast."
         )
     channels = channels_of(mean.shape)
+    if not isinstance(var, Tensor):
+        raise TypeError(
+            f"gaussian_nll, var: expected a tensor, shape ({channels},); got {var!r}. For example "
+            "torch.full((channels,), 1.0)."
+        )
     if var.shape != (channels,):
         raise ValueError(
             f"gaussian_nll, var: expected one variance per channel, shape ({channels},); got "

@@ -46,9 +46,11 @@ def mean_head(
     kind = kind_of(student_shape)
     if norm is not None and norm not in get_args(Norm):
         raise ValueError(f"VIDLoss, norm: expected one of {get_args(Norm)} or None; got {norm!r}.")
-    if hidden_channels is not None and hidden_channels < 1:
+    if hidden_channels is not None and not (
+        isinstance(hidden_channels, int) and hidden_channels > 0
+    ):
         raise ValueError(
-            f"VIDLoss, hidden_channels: expected a positive width; got {hidden_channels}."
+            f"VIDLoss, hidden_channels: expected a positive width; got {hidden_channels!r}."
         )
     if kind == "vector":
         if hidden_channels is not None or norm is not None:

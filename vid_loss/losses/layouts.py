@@ -31,6 +31,11 @@ def kind_of(shape: Sequence[int]) -> Kind:
         >>> kind_of((8, 64, 14, 14))
         'map'
     """
+    if not isinstance(shape, Sequence) or not all(isinstance(x, int) for x in shape):
+        raise TypeError(
+            f"expected the shape of a feature, the batch first; got {shape!r}. For example (8, 64, "
+            "14, 14), or feature.shape."
+        )
     if len(shape) not in KINDS:
         raise ValueError(
             "expected a feature (N, C), (N, L, C), (N, C, H, W) or (N, C, D, H, W); got shape "
@@ -115,6 +120,10 @@ def valid_positions(mask: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: if it is a mask to be added to attention's logits: 0 for what counts, and less.
     """
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"mask: expected a tensor; got {type(mask).__name__}. Pass torch.as_tensor(...)."
+        )
     # Only of floats, and in training on the CPU alone, because the host waits for a value. The
     # heads are sized without gradients.
     looks = mask.is_floating_point() and (mask.is_cpu or not torch.is_grad_enabled())

@@ -149,8 +149,8 @@ def _softened_divergence(
 
 def _checked_temperature(loss: str, temperature: float) -> float:
     """Returns the temperature, or raises a ValueError."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{loss}, temperature: expected a positive number; got {temperature}.")
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"{loss}, temperature: expected a positive number; got {temperature!r}.")
     return temperature
 
 

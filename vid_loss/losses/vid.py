@@ -91,8 +91,12 @@ class VIDLoss(FeatureLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self._check_options(variance, var_floor, reduction)
+        self._check_options(variance, var_floor, reduction, standardize)
         self.build_for(student_shape, teacher_shape)
+        if head is not None and not isinstance(head, nn.Module):
+            raise ValueError(
+                f"VIDLoss, head: expected a module; got {head!r}. Build it: head=nn.Conv2d(...)."
+            )
         if head is not None and (hidden_channels is not None or norm is not None):
             raise ValueError(
                 "VIDLoss, hidden_channels and norm: expected None beside a head of your own; got "
@@ -113,13 +117,15 @@ class VIDLoss(FeatureLoss):
         self._positions: float | Tensor | None = None  # per sample, in the last step
 
     @staticmethod
-    def _check_options(variance: str, var_floor: float, reduction: str) -> None:
+    def _check_options(variance: str, var_floor: float, reduction: str, standardize: bool) -> None:
         if variance not in get_args(Variance):
             raise ValueError(
                 f"VIDLoss, variance: expected one of {get_args(Variance)}; got {variance!r}."
             )
-        if not 0 < var_floor < math.inf:
-            raise ValueError(f"VIDLoss, var_floor: expected a positive number; got {var_floor}.")
+        if not isinstance(standardize, bool):
+            raise ValueError(f"VIDLoss, standardize: expected True or False; got {standardize!r}.")
+        if not isinstance(var_floor, int | float) or not 0 < var_floor < math.inf:
+            raise ValueError(f"VIDLoss, var_floor: expected a positive number; got {var_floor!r}.")
         if reduction not in get_args(Reduction):
             raise ValueError(
                 f"VIDLoss, reduction: expected one of {get_args(Reduction)}; got {reduction!r}."

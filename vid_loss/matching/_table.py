@@ -7,6 +7,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from vid_loss.calls import explained, refuse_no_module
 from vid_loss.guards import undisturbed
 from vid_loss.taps import unwrap
 from vid_loss.teacher import Inputs, as_call
@@ -86,6 +87,9 @@ class LayerTable(Sequence[Layer]):
         return f"<table><tr>{head}</tr>{body}</table>"
 
 
+_EXAMPLE = "Give what the model is called with, without labels; for a teacher, teacher_inputs=."
+
+
 def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) -> LayerTable:
     """Lists the layers that an example runs through, to choose pairs from.
 
@@ -114,8 +118,9 @@ def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) 
         0     Linear      (4, 3)
         1     ReLU        (4, 3)
     """
-    if depth is not None and depth < 1:
-        raise ValueError(f"list_layers, depth: expected 1 or more, or None; got {depth}.")
+    if depth is not None and (not isinstance(depth, int) or depth < 1):
+        raise ValueError(f"list_layers, depth: expected 1 or more, or None; got {depth!r}.")
+    refuse_no_module("list_layers, model", model)
     args, kwargs = as_call(example, "list_layers, example")
     model = unwrap(model)
     names = {module: name for name, module in model.named_modules()}
@@ -127,6 +132,11 @@ def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) 
             handles.append(module.register_forward_hook(recorder.end))
         with undisturbed(model):
             model(*args, **kwargs)
+    except Exception as error:
+        found = explained(error, "list_layers, example", model, args, kwargs, _EXAMPLE)
+        if found is None:
+            raise
+        raise found from error
     finally:
         for handle in handles:
             handle.remove()

@@ -2,11 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
+
+from vid_loss.calls import refuse_no_module
+
+from ._recorder import Mode
 
 _ENTRY = re.compile(r"""\[(-?\d+|'[^']*'|"[^"]*")\]""")
 _SPEC = re.compile(rf"(?P<name>[^:\[\]]*)(?P<input>:input)?(?P<entries>({_ENTRY.pattern})*)")
@@ -130,3 +134,20 @@ def find_layer(name: str, modules: Mapping[str, nn.Module], owner: str) -> nn.Mo
         f"Layer {name!r} of the {owner}: expected a name from named_modules(). "
         f"{hint or 'List them with [name for name, _ in model.named_modules()].'}"
     )
+
+
+def check_arguments(model: Any, layers: Any, record: Any, owner: str) -> None:
+    """Refuses what a tap cannot be built from.
+
+    Raises:
+        TypeError: if the model is no module, or the layers are no list of names.
+        ValueError: if ``record`` is none of its choices.
+    """
+    refuse_no_module(f"FeatureTap, {owner}", model)
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(
+            f"FeatureTap, layers: expected a list of names; got {layers!r}. For example "
+            '["layer3", "layer4"].'
+        )
+    if record not in get_args(Mode):
+        raise ValueError(f"FeatureTap, record: expected one of {get_args(Mode)}; got {record!r}.")

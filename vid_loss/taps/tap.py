@@ -15,7 +15,7 @@ from vid_loss.guards import own_forwards
 
 from . import _causes
 from ._hooks import register
-from ._layers import LayerSpec, find_layer, unwrap
+from ._layers import LayerSpec, check_arguments, find_layer, unwrap
 from ._places import ways_to
 from ._recorder import Batch, Complete, Forward, Mode, Recorder
 
@@ -62,6 +62,7 @@ class FeatureTap:
         record: Mode = "always",
         owner: str = "model",
     ) -> None:
+        check_arguments(model, layers, record, owner)
         self._given = model
         self.model = unwrap(model)
         self.owner = owner
