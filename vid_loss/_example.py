@@ -40,7 +40,7 @@ def read_example(
     try:
         student: Mapping[str, Tensor] = tap.read(*args, **kwargs)
     except Exception as error:
-        found = explained(error, "Distiller, example", tap.model, args, kwargs, _EXAMPLE)
+        found = explained(error, "Distiller, example", "student", tap.model, args, kwargs, _EXAMPLE)
         if found is None:
             raise
         raise found from error

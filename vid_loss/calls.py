@@ -24,6 +24,7 @@ _LONGEST = 300
 def explained(
     error: Exception,
     source: str,
+    owner: str,
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -34,6 +35,7 @@ def explained(
     Args:
         error: what its forward raised.
         source: the object and the argument that the inputs are from.
+        owner: what the model is called.
         model: the model.
         args: its positional arguments.
         kwargs: its keyword arguments.
@@ -41,7 +43,7 @@ def explained(
     """
     if type(error) not in _PLAIN or _is_own(error.__traceback__):
         return None
-    expected = "inputs that it runs on"
+    expected = f"inputs that the {owner} runs on"
     if not takes(model.forward, args, kwargs):
         expected = f"arguments for forward{inspect.signature(model.forward)}"
     given = [_described(x) for x in args] + [f"{k}={_described(x)}" for k, x in kwargs.items()]
@@ -97,4 +99,6 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         kind = "" if value.dtype == torch.float32 else f" {str(value.dtype).removeprefix('torch.')}"
         return f"{tuple(value.shape)}{kind}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_described(x)}" for key, x in value.items()) + "}"
     return type(value).__name__

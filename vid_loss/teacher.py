@@ -120,7 +120,9 @@ class Teacher:
         try:
             features = self.run(*inputs)
         except Exception as error:
-            found = explained(error, "Distiller, teacher", self.tap.model, *inputs, _INPUTS)
+            found = explained(
+                error, "Distiller, teacher", "teacher", self.tap.model, *inputs, _INPUTS
+            )
             if found is None:
                 raise
             raise found from error

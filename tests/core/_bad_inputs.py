@@ -77,14 +77,14 @@ OF_DISTILLER = [
     ),
     (
         RuntimeError,
-        "Distiller, example: expected inputs that it runs on",
+        "Distiller, example: expected inputs that the student runs on",
         lambda: build(example=LABELS),
         lambda: build(example=(images() * 100).to(torch.uint8)),
         lambda: build(example=images().double()),
     ),
     (
         ValueError,
-        "Distiller, example: expected inputs that it runs on",
+        "Distiller, example: expected inputs that the student runs on",
         lambda: build(example=images()[0]),
     ),
     (
@@ -99,7 +99,7 @@ OF_DISTILLER = [
     ),
     (
         NotImplementedError,
-        "Distiller, example: expected inputs that it runs on",
+        "Distiller, example: expected inputs that the student runs on",
         lambda: build(student=NoForward(), pairs={"": "fc"}),
     ),
     (
@@ -125,7 +125,7 @@ OF_DISTILLER = [
     ),
     (
         RuntimeError,
-        "Distiller, teacher: expected inputs that it runs on",
+        "Distiller, teacher: expected inputs that the teacher runs on",
         lambda: build(teacher=TinyCNN(4).double()),
         lambda: build(teacher=TinyCNN(4).bfloat16()),
         lambda: build(teacher=TokenNet(4), pairs={"fc": "layer"}),
@@ -186,7 +186,7 @@ OF_DISTILLER = [
     ),
     (
         TypeError,
-        "Distiller, teacher: expected inputs that it runs on",
+        "Distiller, teacher: expected inputs that the teacher runs on",
         lambda: called(lambda d: d([images()])),
         lambda: called(lambda d: d(images().numpy())),
     ),

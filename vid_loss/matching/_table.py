@@ -133,7 +133,7 @@ def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) 
         with undisturbed(model):
             model(*args, **kwargs)
     except Exception as error:
-        found = explained(error, "list_layers, example", model, args, kwargs, _EXAMPLE)
+        found = explained(error, "list_layers, example", "model", model, args, kwargs, _EXAMPLE)
         if found is None:
             raise
         raise found from error
