@@ -195,7 +195,7 @@ class VIDLoss(FeatureLoss):
                     student_feature, teacher_feature, valid, self.positions
                 )
         student_feature = match_dtype(student_feature, self.head)
-        masked = isinstance(self.head, TokenHead | MapHead)
+        masked = valid is not None and isinstance(self.head, TokenHead | MapHead)
         mean = self.head(student_feature, valid) if masked else self.head(student_feature)
         if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
             mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
