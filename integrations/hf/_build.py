@@ -174,6 +174,21 @@ def _is_ours(error: Exception) -> bool:
     return str(frame.f_globals.get("__name__")).startswith(f"{__name__.partition('.')[0]}.")
 
 
+def refuse_engine(trainer: Trainer) -> None:
+    """Raises the ValueError about an engine that heads cannot be trained under."""
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"VIDTrainer: expected one GPU a process; got {trainer.args.n_gpu}, which Trainer "
+            "would use through nn.DataParallel. Start the script with torchrun or accelerate "
+            "launch, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
+        raise ValueError(
+            "VIDTrainer, fsdp: expected FSDP 2; got version 1, with which heads were not seen to "
+            "work. Set fsdp_version: 2, in fsdp_config or in Accelerate's configuration."
+        )
+
+
 def _refuse_meta(owner: str, model: nn.Module) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(

@@ -49,13 +49,10 @@ def refuse_optimizer_without_heads(trainer: Trainer, distiller: Distiller) -> No
 
     A scheduler that was built before the heads came would end in torch's own error, and late.
     """
-    # DeepSpeed and FSDP 1 flatten the parameters that their optimizers hold.
-    flattened = trainer.is_deepspeed_enabled or (
-        trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1
-    )
     optimizer: Any = trainer.optimizer
     layerwise = {id(parameter) for parameter in _layerwise(optimizer)}
-    held = layerwise.issuperset(map(id, distiller.parameters())) or flattened
+    held = layerwise.issuperset(map(id, distiller.parameters()))
+    held = held or trainer.is_deepspeed_enabled  # which flattens what its optimizer holds
     if not (held or optimizer is None or holds_all(optimizer, distiller)):
         raise RuntimeError(
             "VIDTrainer, optimizers: expected the heads in the optimizer; got one without them. "

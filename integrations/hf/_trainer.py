@@ -13,7 +13,7 @@ from vid_loss import Distiller, Pair
 from vid_loss.guards import hook_guards
 from vid_loss.teacher import Inputs
 
-from ._build import HeadsBuilder
+from ._build import HeadsBuilder, refuse_engine
 from ._card import ModelCardMixin
 from ._checkpoint import plain_student, save_heads, split_heads
 from ._heads import HEADS
@@ -56,7 +56,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if a model is on the meta device, the train set is empty, ``nn.DataParallel``
-            would be used, or a pair does not fit.
+            or FSDP 1 would be used, or a pair does not fit.
         RuntimeError: if the forward never reaches a layer.
     """
 
@@ -86,12 +86,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         )
         self._ready = False
         super().__init__(*args, **kwargs)
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"VIDTrainer: expected one GPU a process; got {self.args.n_gpu}, which Trainer "
-                "would use through nn.DataParallel. Start the script with torchrun or accelerate "
-                "launch, or set CUDA_VISIBLE_DEVICES=0."
-            )
+        refuse_engine(self)
         self._transfer.columns.label_names.update(self.label_names)
         self._ready = True
         self._attach(cast(nn.Module, self.model))

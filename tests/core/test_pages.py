@@ -152,6 +152,8 @@ def one_process_group(tmp_path):
 @pytest.mark.parametrize("block", CODE, ids=str)
 def test_block_runs(block, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    for library in re.findall(r"^from (trl|sentence_transformers)\b", block.code, re.MULTILINE):
+        pytest.importorskip(library)
     torch.manual_seed(0)
     if "DistributedDataParallel" in block.code:
         request.getfixturevalue("one_process_group")

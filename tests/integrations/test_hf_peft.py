@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-pytest.importorskip("peft")
+pytest.importorskip("peft", minversion="0.21")
 
 from _asserts import assert_same_state, hook_count, state_of
 from _hf import (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("sentence_transformers")
+pytest.importorskip("sentence_transformers", minversion="6.2")
 
 import datasets
 from _asserts import assert_same_state, state_of

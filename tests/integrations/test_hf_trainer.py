@@ -23,6 +23,7 @@ from _hf import (
 )
 from transformers import Trainer
 from vid_loss.integrations.hf import VIDTrainer
+from vid_loss.integrations.hf._build import refuse_engine
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1.0])
@@ -158,6 +159,17 @@ def test_data_parallel_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(args), "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match="torchrun or accelerate launch"):
         VIDTrainer(bert(), args, train_dataset=texts(), teacher=bert_teacher(), pairs=PAIR)
+
+
+def test_fsdp_1_is_refused(tmp_path, monkeypatch):
+    trainer = distil(tmp_path)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    plugin = types.SimpleNamespace(fsdp_version=1)
+    monkeypatch.setitem(trainer.accelerator.state._shared_state, "fsdp_plugin", plugin)
+    with pytest.raises(ValueError, match="expected FSDP 2; got version 1"):
+        refuse_engine(trainer)
+    plugin.fsdp_version = 2
+    refuse_engine(trainer)
 
 
 def test_a_teacher_on_the_meta_device_is_refused(tmp_path):

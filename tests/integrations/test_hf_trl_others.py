@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-pytest.importorskip("trl")
+pytest.importorskip("trl", minversion="1.16")
+pytest.importorskip("transformers", minversion="5")
 pytest.importorskip("peft")
 
 import datasets
