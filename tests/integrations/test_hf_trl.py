@@ -12,6 +12,7 @@ from _asserts import assert_same_state, state_of
 from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged
 from _words import texts, tokenizer
 from peft import LoraConfig
+from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 from vid_loss.integrations.hf import VIDTrainerMixin
 
@@ -133,3 +134,17 @@ def test_lora_layers_go_by_their_names_in_the_base_model_and_in_the_logs(tmp_pat
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     for name, parameter in trainer.model.named_parameters():
         assert (id(parameter) in held) == (name in heads or "lora" in name), name
+
+
+@pytest.mark.parametrize("peft_config", [None, lora()], ids=["whole", "LoRA"])
+def test_a_checkpoint_is_the_plain_one_with_the_heads_beside_it_and_resumes(tmp_path, peft_config):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    runs = [sft(tmp_path, 1.0, peft_config=peft_config, **options) for _ in range(2)]
+    runs[0].train()
+    runs[1].train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert logged(runs[1], "loss") == logged(runs[0], "loss")
+    name = "model" if peft_config is None else "adapter_model"
+    keys = load_file(tmp_path / "checkpoint-3" / f"{name}.safetensors").keys()
+    assert not any("vid_heads" in key for key in keys)
+    assert (tmp_path / "checkpoint-3" / "vid_heads.safetensors").is_file()
+    assert "## Distillation" in (tmp_path / "README.md").read_text()
