@@ -190,16 +190,23 @@ def refuse_engine(trainer: Trainer) -> None:
 
 
 def _refuse_meta(owner: str, model: nn.Module) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
+    # Accelerate's hook loads what is offloaded when it is needed: for a forward, not for training.
+    offloaded = owner == "teacher" and any(hasattr(x, "_hf_hook") for x in model.modules())
+    if _has_meta(model) and not offloaded:
         raise ValueError(
             f"VIDTrainer, {owner}: expected weights in memory; got a model on the meta device. "
             "Load it with from_pretrained() and without device_map='meta' or init_empty_weights()."
         )
 
 
+def _has_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
 def move_teacher(teacher: nn.Module, device: torch.device) -> None:
-    """Moves a teacher; what is spread over devices or quantised stays where it is."""
-    if getattr(teacher, "hf_device_map", None) is None and not hasattr(teacher, "hf_quantizer"):
+    """Moves a teacher; what is offloaded, spread over devices or quantised stays where it is."""
+    placed = getattr(teacher, "hf_device_map", None) is not None or hasattr(teacher, "hf_quantizer")
+    if not (placed or _has_meta(teacher)):
         teacher.to(device)
 
 
