@@ -17,6 +17,8 @@ class Settings:
     ``labels_per_class`` None means that every image has its label. ``batch_size`` is that of all
     processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
     KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
+    ``held_out_images`` is how many images of all classes together validate, those included that
+    are not drawn; None means a fifth of what is drawn.
     """
 
     method: str
@@ -31,6 +33,7 @@ class Settings:
     student_weights: Path | None = None
     images_per_class: int | None = None
     labels_per_class: int | None = None
+    held_out_images: int | None = None
     image_size: int = 224
     seed: int = 0
     epochs: int = 100

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from vid_loss.integrations.accelerate import Accuracy, evaluate, train
+from vid_loss.integrations.accelerate import Accuracy, Progress, evaluate, train
 
 from vid_loss import Distiller
 
@@ -36,8 +36,8 @@ def train_and_test(
 
     The arguments are those of :func:`train_student`.
     """
-    validation = train_student(accelerator, settings, loaders, output)
-    return Result(validation, test_best(accelerator, settings, loaders, output))
+    progress = train_student(accelerator, settings, loaders, output)
+    return Result(progress.best_percent, test_best(accelerator, settings, loaders, output))
 
 
 def train_student(
@@ -47,7 +47,7 @@ def train_student(
     output: Path,
     *,
     show_progress: bool = True,
-) -> float:
+) -> Progress:
     """Trains a student by one method.
 
     Args:
@@ -58,14 +58,14 @@ def train_student(
         show_progress: whether there is a progress bar.
 
     Returns:
-        The best accuracy on the validation data, in percent.
+        How it went: the best accuracy on the validation data, and every epoch's diagnostics.
     """
     _keep_settings(accelerator, settings, output)
     set_seed(settings.seed)
     student = _student(settings, loaders.classes)
     distiller = _distiller(settings, student)
     optimizer = _optimizer(settings, student, distiller)
-    progress = train(
+    return train(
         accelerator,
         student,
         distiller,
@@ -78,7 +78,6 @@ def train_student(
         max_grad_norm=settings.max_grad_norm,
         show_progress=show_progress,
     )
-    return progress.best_percent
 
 
 def test_best(

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,26 @@ def test_validation_images_are_the_same_with_and_without_unlabeled_ones(fashion)
     trained = {tuple(x.flatten().tolist()) for x in many.train.dataset.pixels}
     assert len(trained) == 100 - len(held_out)
     assert not trained & {tuple(x.flatten().tolist()) for x in held_out}
+
+
+def test_more_images_validate_and_those_for_training_stay_as_they_are(fashion):
+    few = Settings("mi", images_per_class=5)
+    many = replace(few, held_out_images=50)
+    loaders = [small_image_loaders(settings, fashion, CPU) for settings in (few, many)]
+    trained = [x.train.dataset.pixels for x in loaders]
+    assert torch.equal(*trained)
+    assert [len(x.validation.dataset) for x in loaders] == [10, 50]
+    held_out = {tuple(x.flatten().tolist()) for x in loaders[1].validation.dataset.pixels}
+    assert not held_out & {tuple(x.flatten().tolist()) for x in trained[1]}
+
+
+def test_no_unlabeled_image_validates(fashion):
+    settings = Settings("mi", images_per_class=8, labels_per_class=5, held_out_images=1000)
+    loaders = small_image_loaders(settings, fashion, CPU)
+    used = {tuple(x.flatten().tolist()) for x in loaders.train.dataset.pixels}
+    held_out = {tuple(x.flatten().tolist()) for x in loaders.validation.dataset.pixels}
+    assert not used & held_out
+    assert len(held_out) == 100 - len(used) == 30
 
 
 def test_temperature_and_hint_reach_their_terms():

@@ -63,3 +63,15 @@ def test_runs_that_do_not_belong_to_one_cell_are_refused():
         read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 0, 51.0)])
     with pytest.raises(ValueError, match="got 2 recipes"):
         read_tables([record("kd", 10, 0, 50.0), record("kd", 10, 1, 5.0, epochs=9)])
+
+
+def test_a_cell_of_vid_has_its_diagnostics_beside_its_accuracy():
+    seen = [{"explained_variance/a->b": x, "nats_per_element/a->b": 2 * x} for x in (0.2, 0.4)]
+    two = {**seen[1], "explained_variance/c->d": 0.9, "channels_on_floor/a->b": 7.0}
+    runs = [record("mi", 10, 0, 80.0, transfer=seen[0]), record("mi", 10, 1, 80.0, transfer=two)]
+    runs += [record("kd", 10, 0, 70.0, transfer={}), record("student", 10, 0, 60.0)]
+    (table,) = read_tables(runs)
+    page = report.markdown(table, "picture.png")
+    assert "| MI | 80.00 ± 0.00; explained 0.50, nats 0.60 |" in page
+    assert "| KD | 70.00 |" in page
+    assert "| Student | 60.00 |" in page

@@ -76,6 +76,10 @@ def test_a_killed_table_is_finished_by_two_workers_without_repeating(tmp_path, c
     assert len(after) - len(before) == sum(text.count("validation") for text in printed)
     assert all("validation" in text for text in printed)
     assert all((r["test"] is None) == (r["stage"] == "search") for r in after)
+    transfers = {r["method"]: {*r["transfer"]} for r in cells}
+    assert {f"nats_per_element/group{i}->group{i}" for i in (1, 2, 3)} < transfers["mi"]
+    assert transfers["student"] == set()
+    assert all(r["validation_images"] > 500 for r in cells)  # those that nobody is given
     assert {"command", "revision", "versions", "seconds", "seed", "data"} <= after[0].keys()
     assert [*(tmp_path / "runs").iterdir()] == []  # nor does a run leave a checkpoint
     assert start(tmp_path).communicate(timeout=300)[0] == ""

@@ -5,6 +5,6 @@
 - ``small_images``: CIFAR, Fashion-MNIST, MNIST and digits in memory; ``small_image_loaders``:
   batches of them, made on the device; ``idx_files``: the format of both MNISTs.
 - ``package_texts``: short texts with a class, descriptions of Debian's packages.
-- ``splits``: N images per class, a fifth of them for validation; ``loaders``: what both kinds of
+- ``splits``: N images per class, and what validates; ``loaders``: what both kinds of
   images end in.
 """

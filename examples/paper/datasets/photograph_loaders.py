@@ -11,7 +11,7 @@ from paper.weights import IMAGENET_MEAN, IMAGENET_STD
 
 from .loaders import Loaders, shuffled
 from .photographs import ImageFiles, ImageList
-from .splits import train_and_validation
+from .splits import train_and_validation, with_undrawn
 
 _NORMALIZE = transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
 
@@ -26,6 +26,8 @@ def photograph_loaders(
     chosen, held_out = train_and_validation(
         train_images.labels, settings.images_per_class, seed=settings.seed
     )
+    if (count := settings.held_out_images) is not None:
+        held_out = with_undrawn(train_images.labels, held_out, chosen, count, seed=settings.seed)
     options: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "num_workers": settings.workers,

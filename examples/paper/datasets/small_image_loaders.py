@@ -11,7 +11,7 @@ from paper.settings import Settings
 
 from .loaders import Loaders, shuffled
 from .small_images import Images, SmallImages
-from .splits import train_and_validation, with_unlabeled
+from .splits import train_and_validation, with_undrawn, with_unlabeled
 
 _PADDING = 4  # of the crops; the wide residual networks' recipe
 
@@ -86,6 +86,8 @@ def small_image_loaders(
     targets = data.train.labels
     if settings.labels_per_class is not None:
         train, targets = with_unlabeled(labels, train, held_out, n, seed=settings.seed)
+    if (count := settings.held_out_images) is not None:
+        held_out = with_undrawn(labels, held_out, train, count, seed=settings.seed)
     statistics = normalized_as or data
     like = SmallImages(data.train, data.test, data.format, statistics.mean, statistics.std)
 

@@ -1,4 +1,4 @@
-"""N images per class, a fifth of them held out for validation."""
+"""N images per class, and what is held out for validation."""
 
 from collections.abc import Sequence
 
@@ -46,6 +46,36 @@ def train_and_validation(
         validation += [indices[i] for i in order[:count]]
         train += [indices[i] for i in order[count:]]
     return sorted(train), sorted(validation)
+
+
+def with_undrawn(
+    labels: Sequence[int], held_out: Sequence[int], given: Sequence[int], count: int, *, seed: int
+) -> list[int]:
+    """Adds images that no student is given to those that are held out for validation.
+
+    With ten images per class a fifth are twenty in all, of which one is 5 %: hyper-parameters
+    that are chosen on them are chosen by chance.
+
+    Args:
+        labels: the class of each image.
+        held_out: the indices of what is held out already.
+        given: those of what the student is trained on, with labels and without.
+        count: how many images are to be held out in all, as many of each class as there are.
+        seed: of the draw.
+
+    Returns:
+        The indices for validation in ascending order.
+    """
+    used, kept = {*given, *held_out}, list(held_out)
+    each = count // len(set(labels))
+    generator = torch.Generator().manual_seed(seed)
+    for label in sorted(set(labels)):
+        of_class = [index for index, x in enumerate(labels) if x == label]
+        free = [index for index in of_class if index not in used]
+        wanted = max(0, each - len({*of_class}.intersection(held_out)))
+        order = torch.randperm(len(free), generator=generator).tolist()
+        kept += [free[i] for i in order[:wanted]]
+    return sorted(kept)
 
 
 def with_unlabeled(

@@ -22,6 +22,8 @@ class Plan:
         recipe: fields of the runs' Settings.
         teacher_recipe: the same for what is trained on the teacher's data set.
         images_per_class: in 1b, with and without labels; None is all.
+        held_out_images: how many validate, of all classes together and with those that no student
+            is given; None is a fifth of what a student is given, as in the paper.
         search_seeds: hyper-parameters are chosen on the mean validation accuracy of these.
         test_seeds: of the runs that are reported.
         step_seconds: of a student alone, and with its teacher, for estimates.
@@ -40,6 +42,7 @@ class Plan:
     estimate: str
     teacher_recipe: Mapping[str, Any] = field(default_factory=dict)
     images_per_class: int | None = None
+    held_out_images: int | None = None
     search_seeds: tuple[int, ...] = (100,)
     test_seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -84,6 +87,7 @@ SMALL_1 = Plan(
     regimes=(10, 30, 100),
     recipe={"epochs": 10, "steps_per_epoch": 50, "batch_size": 32, "lr": 0.1},
     teacher_recipe={"epochs": 6, "steps_per_epoch": 250, "batch_size": 64, "lr": 0.1},
+    held_out_images=1000,
     search_seeds=(100, 101),
     step_seconds=(0.016, 0.045),
     estimate=_MEASURED,

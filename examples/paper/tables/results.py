@@ -81,7 +81,7 @@ def of_cells(runs: Mapping[Key, Sequence[Record]]) -> list[Record]:
 
 def _check(runs: Mapping[Key, Sequence[Record]]) -> None:
     fields = ("student", "teacher", "epochs", "steps_per_epoch", "batch_size", "lr")
-    fields += ("images_per_class", "data")
+    fields += ("images_per_class", "held_out_images", "data")
     for (method, n), of_cell in runs.items():
         recipes = {tuple(record.get(name) for name in fields) for record in of_cell}
         seeds = [record["seed"] for record in of_cell]

@@ -20,6 +20,7 @@ from paper.datasets.small_image_loaders import small_image_loaders
 from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
 from paper.settings import Settings, small_image_settings
 from paper.training import test_best, train_student
+from vid_loss.diagnostics import METRICS
 
 from .cells import Cell, Record, Run, models_of
 from .origin import data_digest, origin
@@ -54,7 +55,7 @@ class Runner:
         for cell in (*models_of(plan), Cell(plan, "student", plan.regimes[0])):
             record = self._before(cell, self._settings(Run(cell, "test", 0, {})))
             fields = ["student", "teacher", "teacher_dataset", "data"]
-            fields += ["epochs", "steps_per_epoch", "batch_size", "lr"]
+            fields += ["epochs", "steps_per_epoch", "batch_size", "lr", "held_out_images"]
             if plan.table == "1b" and cell.pretrained is None:
                 fields.append("images_per_class")
             common[cell.pretrained] = {field: record[field] for field in fields}
@@ -82,9 +83,7 @@ class Runner:
         loaders = self._loaders(run.cell, settings)
         start = time.perf_counter()
         progress = sys.stderr.isatty()
-        validation = train_student(
-            self.accelerator, settings, loaders, folder, show_progress=progress
-        )
+        trained = train_student(self.accelerator, settings, loaders, folder, show_progress=progress)
         test = None
         if run.stage == "test":
             test = test_best(self.accelerator, settings, loaders, folder).percent
@@ -93,9 +92,10 @@ class Runner:
             "stage": run.stage,
             "seed": run.seed,
             "choice": dict(run.choice),
-            "validation": validation,
+            "validation": trained.best_percent,
             "validation_images": len(loaders.validation.dataset),
             "test": test,
+            "transfer": _transfer(trained.history[-1]),
             "seconds": round(time.perf_counter() - start, 2),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **self.origin,
@@ -117,6 +117,7 @@ class Runner:
             "n": cell.n,
             "images_per_class": settings.images_per_class,
             "labels_per_class": settings.labels_per_class,
+            "held_out_images": settings.held_out_images,
             "epochs": settings.epochs,
             "steps_per_epoch": settings.steps_per_epoch,
             "batch_size": settings.batch_size,
@@ -138,6 +139,7 @@ class Runner:
         else:
             given |= {"student": plan.student, "teacher": plan.teacher}
             given |= {**self._weights(cell), **plan.recipe}
+            given |= {"held_out_images": plan.held_out_images}
             if plan.table == "1b":
                 given |= {"labels_per_class": cell.n, "images_per_class": plan.images_per_class}
         data = self._read(_dataset(cell))
@@ -173,6 +175,12 @@ class Runner:
         if name in READERS:
             return READERS[name](self.data)
         return read_small_images(name, self.data, download=self.download)
+
+
+def _transfer(epoch: Mapping[str, float]) -> dict[str, float]:
+    """Returns what the diagnostics of VID's pairs were in an epoch, by metric and pair."""
+    metrics = tuple(f"{metric}/" for metric in METRICS)
+    return {name: round(x, 4) for name, x in epoch.items() if name.startswith(metrics)}
 
 
 def _dataset(cell: Cell) -> str:
