@@ -6,7 +6,7 @@ pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("sklearn", reason="needs the examples extra")
 
 import numpy as np
-from paper.datasets.photographs import ImageFiles, read_cub, read_image, read_mit67
+from paper.datasets.photographs import ImageFiles, read_cub, read_mit67
 from paper.demo import Digits, write_cub, write_mit67
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
@@ -165,26 +165,6 @@ def test_an_empty_image_is_named(mit67):
     (mit67 / "Images/class1/0005.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"class1/0005.png: .* got an empty file"):
         read_mit67(mit67)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGBA", "1"])
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode, suffix):
-    if suffix == ".jpg" and mode in ("LA", "P", "RGBA"):
-        mode = "L"
-    if suffix == ".png" and mode == "CMYK":
-        suffix = ".tif"
-    path = tmp_path / f"image{suffix}"
-    Image.new("RGB", (20, 10), (200, 200, 200)).convert(mode).save(path)
-    image = read_image(path)
-    assert (image.mode, image.size) == ("RGB", (20, 10))
-
-
-def test_cmyk_keeps_its_colors(tmp_path):
-    Image.new("RGB", (8, 8), (200, 40, 40)).convert("CMYK").save(tmp_path / "red.jpg")
-    red, green, blue = read_image(tmp_path / "red.jpg").getpixel((4, 4))
-    assert red > 180
-    assert max(green, blue) < 60
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no image"])

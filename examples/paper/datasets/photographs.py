@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .pictures import read_image
+
 
 @dataclass(frozen=True)
 class ImageList:
@@ -39,22 +41,6 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             ValueError: if the file is no image or a part of one; with its path.
         """
         return self.transform(read_image(self.images.paths[index])), self.images.labels[index]
-
-
-def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB, also from grayscale, palette or CMYK.
-
-    Raises:
-        ValueError: if it cannot be read to its end.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"Image {path}: expected one that can be read; got {type(error).__name__}: {error}. "
-            "Fetch or unpack the data set again."
-        ) from error
 
 
 def read_cub(root: Path) -> tuple[ImageList, ImageList]:
