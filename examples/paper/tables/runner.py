@@ -54,7 +54,8 @@ class Runner:
         common = {}
         for cell in (*models_of(plan), Cell(plan, "student", plan.regimes[0])):
             record = self._before(cell, self._settings(Run(cell, "test", 0, {})))
-            fields = ["student", "teacher", "teacher_dataset", "data"]
+            fields = ["teacher", "teacher_dataset", "data"]
+            fields += ["student"] * (plan.finetuned is None)  # a cell has another one otherwise
             fields += ["epochs", "steps_per_epoch", "batch_size", "lr", "held_out_images"]
             if plan.table == "1b" and cell.pretrained is None:
                 fields.append("images_per_class")
@@ -137,7 +138,8 @@ class Runner:
         if cell.pretrained is not None:
             given |= {"student": cell.pretrained, **plan.teacher_recipe}
         else:
-            given |= {"student": plan.student, "teacher": plan.teacher}
+            student = plan.finetuned if cell.method == "finetuned" else None
+            given |= {"student": student or plan.student, "teacher": plan.teacher}
             given |= {**self._weights(cell), **plan.recipe}
             given |= {"held_out_images": plan.held_out_images}
             if plan.table == "1b":
@@ -146,8 +148,9 @@ class Runner:
         if not isinstance(data, SmallImages):
             return Settings(**given)
         settings = small_image_settings(data, **given)
-        if cell.pretrained is None and plan.teacher_dataset is not None:
-            classes = FORMATS[plan.teacher_dataset].classes
+        if cell.pretrained is None:
+            name = plan.teacher_dataset
+            classes = 1000 if name is None else FORMATS[name].classes
             settings = replace(settings, teacher_classes=classes)
         return settings
 
@@ -174,7 +177,8 @@ class Runner:
     def _read_data(self, name: str) -> SmallImages | Sequence[ImageList]:
         if name in READERS:
             return READERS[name](self.data)
-        return read_small_images(name, self.data, download=self.download)
+        pictures = self.output / "pictures"
+        return read_small_images(name, self.data, download=self.download, work=pictures)
 
 
 def _transfer(epoch: Mapping[str, float]) -> dict[str, float]:
