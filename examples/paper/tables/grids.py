@@ -39,3 +39,26 @@ GRIDS: dict[str, tuple[Choice, ...]] = {
         {"mi-l": 1.0, "mi-i": 10.0},
     ),
 }
+
+# In place of these for an ImageNet teacher of clip art, whose features have variances up to 240:
+# FitNet takes them as they are.
+CLIP_ART: dict[str, tuple[Choice, ...]] = {
+    "fitnet": (
+        {"fitnet": 0.01, "hint": 1},
+        {"fitnet": 0.1, "hint": 1},
+        {"fitnet": 1.0, "hint": 1},
+    ),
+    "at": ({"at": 3.0}, {"at": 30.0}, {"at": 300.0}),
+    "mi-l": ({"mi-l": 1.0}, {"mi-l": 3.0}, {"mi-l": 10.0}),
+    "mi-i": ({"mi-i": 10.0}, {"mi-i": 30.0}, {"mi-i": 100.0}),
+    "lwf+fitnet": (
+        {"lwf": 1.0, "fitnet": 0.1},
+        {"lwf": 3.0, "fitnet": 0.1},
+        {"lwf": 3.0, "fitnet": 0.01},
+    ),
+    "mi-l+mi-i": (
+        {"mi-l": 1.0, "mi-i": 10.0},
+        {"mi-l": 3.0, "mi-i": 10.0},
+        {"mi-l": 3.0, "mi-i": 30.0},
+    ),
+}

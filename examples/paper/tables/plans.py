@@ -6,7 +6,7 @@ from typing import Any
 
 from paper.methods import TABLE_1, TABLE_2
 
-from .grids import Choice
+from .grids import CLIP_ART, Choice
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,13 @@ SMALL_2_IMAGENET = replace(
     regimes=(5, 10),
     recipe={
         "epochs": 5,
-        "steps_per_epoch": 50,
+        "steps_per_epoch": 30,
         "batch_size": 16,
         "lr": 0.05,
         "channels_last": True,
     },
     held_out_images=300,
+    grids=CLIP_ART,
     step_seconds=(0.045, 0.09),
 )
 
