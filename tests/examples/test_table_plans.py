@@ -41,7 +41,7 @@ def test_the_dry_run_has_every_run_of_the_papers_tables_and_its_hours(table, stu
 def test_every_method_of_the_paper_has_a_grid_of_its_own_terms():
     assert {*TABLE_1, *TABLE_2} == GRIDS.keys() >= CLIP_ART.keys()
     for method, grid in [*GRIDS.items(), *CLIP_ART.items()]:
-        allowed = {*method.split("+"), "temperature", "hint"}
+        allowed = {*method.split("+"), "temperature", "hint", "lr"}
         assert all(choice.keys() <= allowed for choice in grid)
 
 

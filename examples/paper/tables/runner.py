@@ -122,7 +122,7 @@ class Runner:
             "epochs": settings.epochs,
             "steps_per_epoch": settings.steps_per_epoch,
             "batch_size": settings.batch_size,
-            "lr": settings.lr,
+            "lr": (plan.recipe if taught else plan.teacher_recipe)["lr"],  # if no choice says it
         }
 
     def _settings(self, run: Run) -> Settings:
@@ -142,6 +142,7 @@ class Runner:
             given |= {"student": student or plan.student, "teacher": plan.teacher}
             given |= {**self._weights(cell), **plan.recipe}
             given |= {"held_out_images": plan.held_out_images}
+            given["lr"] = run.choice.get("lr", plan.recipe["lr"])
             if plan.table == "1b":
                 given |= {"labels_per_class": cell.n, "images_per_class": plan.images_per_class}
         data = self._read(_dataset(cell))
