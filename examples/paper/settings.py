@@ -46,6 +46,7 @@ class Settings:
     weight_decay: float = 5e-4
     max_grad_norm: float | None = None
     workers: int = 4
+    channels_last: bool = False
     folder: Path | None = None
     cache: Path | None = None
 

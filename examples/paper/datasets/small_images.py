@@ -1,4 +1,4 @@
-"""Small images in memory: CIFAR-10, CIFAR-100, Fashion-MNIST, MNIST, scikit-learn's digits."""
+"""Small images in memory: CIFAR, Fashion-MNIST, MNIST, scikit-learn's digits, clip art."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from paper.weights import IMAGENET_MEAN, IMAGENET_STD
+
+from .clip_art import read_clip_art
 from .idx_files import read_idx
 
 
@@ -23,6 +26,10 @@ class Format:
         flips: whether a mirrored image is still of its class; a digit is not.
         source: the class of torchvision's that fetches it, if there is one.
         archive: what to fetch by hand, and where it belongs in the folder.
+        padding: how far a crop may be shifted for training.
+        background: what is seen beyond an image's border then, from 0 to 255.
+        statistics: mean and standard deviation of each channel, from 0 to 1, that images are
+            normalized with; None is those of the data set's own images.
     """
 
     size: int
@@ -31,6 +38,9 @@ class Format:
     flips: bool
     source: Any = None
     archive: str = ""
+    padding: int = 4
+    background: int = 0
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 _IDX = (
@@ -63,6 +73,16 @@ FORMATS = {
         f"{_IDX} of https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
     "digits": Format(28, 10, 898, False),
+    "openclipart": Format(
+        64,
+        21,
+        800,
+        True,
+        archive="Debian's package openclipart-png",
+        padding=8,
+        background=255,
+        statistics=(IMAGENET_MEAN, IMAGENET_STD),  # a teacher's that has ImageNet's weights
+    ),
 }
 
 
@@ -78,8 +98,8 @@ class Images:
 class SmallImages:
     """A data set: the images for training and those for the test, and what they are like.
 
-    The statistics are of the training images: mean and standard deviation of each channel, from
-    0 to 255, both ``(channels,)``.
+    The statistics are what images are normalized with: mean and standard deviation of each
+    channel, from 0 to 255, both ``(channels,)``.
     """
 
     train: Images
@@ -89,7 +109,9 @@ class SmallImages:
     std: Tensor
 
 
-def read_small_images(name: str, folder: Path, *, download: bool = False) -> SmallImages:
+def read_small_images(
+    name: str, folder: Path, *, download: bool = False, work: Path = Path("runs/pictures")
+) -> SmallImages:
     """Reads a data set.
 
     Args:
@@ -97,6 +119,7 @@ def read_small_images(name: str, folder: Path, *, download: bool = False) -> Sma
         folder: torchvision's root of it; for both MNISTs also the folder of the four idx files,
             compressed or not. Not read for ``digits``, which scikit-learn carries.
         download: fetches it into the folder first.
+        work: folder for small copies of ``openclipart``'s pictures.
 
     Raises:
         FileNotFoundError: if it is not there: what to fetch, and where it goes.
@@ -108,11 +131,16 @@ def read_small_images(name: str, folder: Path, *, download: bool = False) -> Sma
             form.source(folder, train=train, download=True)
     if name == "digits":
         parts = _digits(form.size)
+    elif name == "openclipart":
+        parts = tuple(Images(*part) for part in read_clip_art(folder, work, form.size))
     elif name.startswith("cifar"):
         parts = tuple(_cifar(name, folder, train) for train in (True, False))
     else:
         parts = tuple(_idx(name, folder, part) for part in ("train", "t10k"))
-    std, mean = torch.std_mean(parts[0].pixels.float(), dim=(0, 2, 3))
+    if form.statistics is not None:
+        mean, std = (255 * torch.tensor(x) for x in form.statistics)
+    else:
+        std, mean = torch.std_mean(parts[0].pixels.float(), dim=(0, 2, 3))
     return SmallImages(*parts, form, mean, std)
 
 

@@ -61,7 +61,7 @@ class Cell:
     @property
     def choices(self) -> tuple[Choice, ...]:
         """The grid; where there is one choice, nothing is searched."""
-        return GRIDS[self.method]
+        return self.plan.grids.get(self.method, GRIDS[self.method])
 
     def searches(self) -> list[Run]:
         """Returns the runs that choose: every choice with every seed for this."""

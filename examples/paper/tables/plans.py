@@ -6,6 +6,8 @@ from typing import Any
 
 from paper.methods import TABLE_1, TABLE_2
 
+from .grids import CLIP_ART, Choice
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -16,6 +18,8 @@ class Plan:
         dataset: the students'.
         teacher_dataset: the teacher's; None is ImageNet, with published weights.
         student: a model's name.
+        finetuned: which model is finetuned from published weights, if there are none of the
+            student; None is the student.
         teacher: a model's name.
         methods: the rows.
         regimes: the columns, images (in 1b labels) per class; None is all.
@@ -26,6 +30,7 @@ class Plan:
             is given; None is a fifth of what a student is given, as in the paper.
         search_seeds: hyper-parameters are chosen on the mean validation accuracy of these.
         test_seeds: of the runs that are reported.
+        grids: choices of some methods in place of :data:`~paper.tables.grids.GRIDS`.
         step_seconds: of a student alone, and with its teacher, for estimates.
         estimate: where those come from.
     """
@@ -41,10 +46,12 @@ class Plan:
     step_seconds: tuple[float, float]
     estimate: str
     teacher_recipe: Mapping[str, Any] = field(default_factory=dict)
+    finetuned: str | None = None
     images_per_class: int | None = None
     held_out_images: int | None = None
     search_seeds: tuple[int, ...] = (100,)
     test_seeds: tuple[int, ...] = (0, 1, 2)
+    grids: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
 
 
 _ASSUMED = "assumed for one current GPU, from the models' operations at 8 TFLOP/s; not measured"
@@ -101,6 +108,26 @@ SMALL_2 = replace(
     recipe={**SMALL_1.recipe, "steps_per_epoch": 30},
     search_seeds=(100,),
 )
+# ImageNet's weights for coloured pictures; timm's test_resnet has 0.4 million parameters.
+SMALL_2_IMAGENET = replace(
+    SMALL_2,
+    dataset="openclipart",
+    teacher_dataset=None,
+    student="test_resnet",
+    teacher="tf_efficientnet_lite0",
+    finetuned="tf_efficientnet_lite0",
+    regimes=(5, 10),
+    recipe={
+        "epochs": 5,
+        "steps_per_epoch": 30,
+        "batch_size": 16,
+        "lr": 0.05,
+        "channels_last": True,
+    },
+    held_out_images=300,
+    grids=CLIP_ART,
+    step_seconds=(0.045, 0.09),
+)
 
 
 def plan_of(table: str, preset: str, dataset: str | None = None) -> Plan:
@@ -120,6 +147,8 @@ def plan_of(table: str, preset: str, dataset: str | None = None) -> Plan:
             if preset == "small":
                 plan = replace(plan, images_per_class=500, search_seeds=(100,))
         return replace(plan, dataset=dataset, teacher_dataset=dataset) if dataset else plan
+    if preset == "small" and dataset == SMALL_2_IMAGENET.dataset:
+        return replace(SMALL_2_IMAGENET, table=table)
     if preset == "small":
         return replace(SMALL_2, table=table, dataset=dataset or SMALL_2.dataset)
     plan = replace(PAPER_2, table=table)

@@ -59,8 +59,11 @@ def _notes(table: Table) -> list[str]:
         for record in table.teachers
     ]
     some = next(iter(table.runs.values()))[0]
+    if some["teacher_dataset"] == "imagenet":
+        lines.append(f"- Teacher: {some['teacher']} with its ImageNet weights.")
     steps = f"{some['epochs']} x {some['steps_per_epoch'] or 'all images /'} steps"
-    lines.append(f"- Students: {some['student']}, {steps} of {some['batch_size']} images.")
+    students = ", ".join(dict.fromkeys(_students(table)))
+    lines.append(f"- Students: {students}, {steps} of {some['batch_size']} images.")
     if counts := sorted({x.get("validation_images", 0) for x in of_cells(table.runs)} - {0}):
         lines.append(f"- Validation images: {', '.join(map(str, counts))}.")
     if table.number == "1b":
@@ -71,6 +74,14 @@ def _notes(table: Table) -> list[str]:
     commands = sorted({record["command"] for record in of_cells(table.runs)})
     lines.append(f"- Revision {', '.join(revisions)}: `{'`, `'.join(commands)}`")
     return lines
+
+
+def _students(table: Table) -> list[str]:
+    """Returns the student of each row; the finetuned one may be another."""
+    return [
+        f"{runs[0]['student']}{' (finetuned)' * (method == 'finetuned')}"
+        for (method, _), runs in table.runs.items()
+    ]
 
 
 def _cell(table: Table, key: Key) -> str:

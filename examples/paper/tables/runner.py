@@ -18,6 +18,7 @@ from paper.datasets.photograph_loaders import photograph_loaders
 from paper.datasets.photographs import ImageList, read_cub, read_mit67
 from paper.datasets.small_image_loaders import small_image_loaders
 from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
+from paper.methods import matching_layers
 from paper.settings import Settings, small_image_settings
 from paper.training import test_best, train_student
 from vid_loss.diagnostics import METRICS
@@ -54,7 +55,8 @@ class Runner:
         common = {}
         for cell in (*models_of(plan), Cell(plan, "student", plan.regimes[0])):
             record = self._before(cell, self._settings(Run(cell, "test", 0, {})))
-            fields = ["student", "teacher", "teacher_dataset", "data"]
+            fields = ["teacher", "teacher_dataset", "data"]
+            fields += ["student"] * (plan.finetuned is None)  # a cell has another one otherwise
             fields += ["epochs", "steps_per_epoch", "batch_size", "lr", "held_out_images"]
             if plan.table == "1b" and cell.pretrained is None:
                 fields.append("images_per_class")
@@ -121,7 +123,7 @@ class Runner:
             "epochs": settings.epochs,
             "steps_per_epoch": settings.steps_per_epoch,
             "batch_size": settings.batch_size,
-            "lr": settings.lr,
+            "lr": (plan.recipe if taught else plan.teacher_recipe)["lr"],  # if no choice says it
         }
 
     def _settings(self, run: Run) -> Settings:
@@ -137,17 +139,22 @@ class Runner:
         if cell.pretrained is not None:
             given |= {"student": cell.pretrained, **plan.teacher_recipe}
         else:
-            given |= {"student": plan.student, "teacher": plan.teacher}
+            student = plan.finetuned if cell.method == "finetuned" else None
+            student = student or plan.student
+            given |= {"student": student, "teacher": plan.teacher}
+            given["layers"] = matching_layers(student, plan.teacher)
             given |= {**self._weights(cell), **plan.recipe}
             given |= {"held_out_images": plan.held_out_images}
+            given["lr"] = run.choice.get("lr", plan.recipe["lr"])
             if plan.table == "1b":
                 given |= {"labels_per_class": cell.n, "images_per_class": plan.images_per_class}
         data = self._read(_dataset(cell))
         if not isinstance(data, SmallImages):
             return Settings(**given)
         settings = small_image_settings(data, **given)
-        if cell.pretrained is None and plan.teacher_dataset is not None:
-            classes = FORMATS[plan.teacher_dataset].classes
+        if cell.pretrained is None:
+            name = plan.teacher_dataset
+            classes = 1000 if name is None else FORMATS[name].classes
             settings = replace(settings, teacher_classes=classes)
         return settings
 
@@ -174,7 +181,8 @@ class Runner:
     def _read_data(self, name: str) -> SmallImages | Sequence[ImageList]:
         if name in READERS:
             return READERS[name](self.data)
-        return read_small_images(name, self.data, download=self.download)
+        pictures = self.output / "pictures"
+        return read_small_images(name, self.data, download=self.download, work=pictures)
 
 
 def _transfer(epoch: Mapping[str, float]) -> dict[str, float]:
