@@ -60,8 +60,8 @@ def train(rank, folder, output, fsdp=None, resume=None, estimates=True, **option
     )
     trainer.train(resume_from_checkpoint=resume)
     state = {
-        name: (x.full_tensor() if hasattr(x, "full_tensor") else x).cpu().clone()
-        for name, x in trainer.model.state_dict().items()
+        name: (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().cpu().clone()
+        for name, x in (*trainer.model.named_parameters(), *trainer.model.named_buffers())
     }
     logs = {key: logged(trainer, key) for key in ("loss", "task_loss", "transfer_loss")}
     torch.save({"state": state, "logs": logs}, output / f"rank{rank}.pt")
