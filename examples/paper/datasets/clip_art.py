@@ -56,7 +56,7 @@ def read_clip_art(root: Path, work: Path, size: int) -> tuple[tuple[Tensor, Tens
     missing = [folder for folder in FOLDERS if not (root / folder).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{root / missing[0]}: expected a folder of clip art; got none. Install Debian's "
+            f"{root / missing[0]}: expected openclipart; got no such folder. Fetch Debian's "
             "package openclipart-png, and pass --data /usr/share/openclipart/png."
         )
     classes = work / "classes"  # one beside the other, as the reader of class folders wants them
