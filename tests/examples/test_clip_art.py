@@ -57,5 +57,5 @@ def test_shifted_pictures_have_white_beside_them(clip_art):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"animals/birds: .*Install .* openclipart-png"):
+    with pytest.raises(FileNotFoundError, match=r"animals/birds: .*Fetch .* openclipart-png"):
         read_small_images("openclipart", tmp_path)
