@@ -1,15 +1,20 @@
 """Heads beside a Hugging Face checkpoint, and the plain student out of a sharded one."""
 
+import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ._heads import HEADS, StudentHeads
 from ._sharded import check_metadata
@@ -39,6 +44,44 @@ def load_heads(folder: str | Path, heads: nn.Module) -> None:
             "without resume_from_checkpoint."
         )
     heads.load_state_dict(load_file(path))
+
+
+def whole_checkpoint(resume: Any, folder: str | None) -> Any:
+    """Returns what to resume from: where that is the newest in a folder, the newest that is whole.
+
+    A checkpoint ends with the Trainer's state. One that a kill has cut is warned of by its name.
+
+    Args:
+        resume: the Trainer's ``resume_from_checkpoint``; what is not True is returned as it is.
+        folder: the Trainer's ``output_dir``.
+
+    Raises:
+        ValueError: if there are checkpoints, and none is whole.
+    """
+    if resume is not True or folder is None:
+        return resume
+    found = [x for x in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if x.name[11:].isdecimal()]
+    cut: list[str] = []
+    for checkpoint in sorted(found, key=lambda x: int(x.name[11:]), reverse=True):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        except (OSError, ValueError):
+            cut.append(checkpoint.name)
+            continue
+        if cut:
+            warnings.warn(
+                f"VIDTrainer, resume_from_checkpoint: expected whole checkpoints; got "
+                f"{', '.join(cut)} in {folder}, cut while being written. It goes on from "
+                f"{checkpoint.name}; delete what is cut.",
+                stacklevel=3,
+            )
+        return str(checkpoint)
+    if cut:
+        raise ValueError(
+            f"VIDTrainer, resume_from_checkpoint: expected a whole checkpoint in {folder}; got "
+            f"{', '.join(cut)}, cut while being written. Delete it, and start without."
+        )
+    return resume  # there is none, which the Trainer says itself
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from vid_loss.teacher import Inputs
 
 from ._build import HeadsBuilder, refuse_engine
 from ._card import ModelCardMixin
-from ._checkpoint import plain_student, save_heads, split_heads
+from ._checkpoint import plain_student, save_heads, split_heads, whole_checkpoint
 from ._heads import HEADS
 from ._inputs import Columns
 from ._loss import TransferLoss
@@ -152,7 +152,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
 
     # ---- Training ----
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
         if self.model is not None:  # as in a search, which makes one for each trial
             self._attach_if_replaced()
@@ -163,7 +163,8 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
             )
         guards = hook_guards() if self.args.torch_compile else nullcontext()
         with guards, self._transfer.installed(self._builder.example or {}):
-            return super().train(*args, **kwargs)
+            resume = whole_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            return super().train(resume, *args, **kwargs)
 
     def _attach_if_replaced(self) -> None:
         unwrap = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
@@ -241,5 +242,5 @@ class VIDTrainer(VIDTrainerMixin, Trainer):
 
         trainer = VIDTrainer(
             model=student, args=args, train_dataset=train_set, eval_dataset=eval_set,
-            teacher=teacher, pairs={"bert.encoder.layer.1": "bert.encoder.layer.3"})
+            teacher=teacher, pairs={"encoder.layer.1": "encoder.layer.3"})
     """

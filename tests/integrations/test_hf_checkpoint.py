@@ -56,6 +56,37 @@ def test_resume_is_exact_with_dropout_on(tmp_path, options):
     assert_same_state(resumed.model, state_of(whole.model))
 
 
+def cut(folder, step, *, state):
+    """As a kill leaves a checkpoint: without the Trainer's state, or in the middle of it."""
+    file = folder / f"checkpoint-{step}" / "trainer_state.json"
+    whole = file.read_text()
+    file.unlink()
+    if state:
+        file.write_text(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["no state", "half a state"])
+def test_what_a_kill_has_cut_is_named_and_passed_over(tmp_path, state):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+    whole = distil(tmp_path, bert(), **options)
+    whole.train()
+    (tmp_path / "checkpoint-20x").mkdir()  # somebody else's
+    cut(tmp_path, 3, state=state)
+    cut(tmp_path, 4, state=state)
+    resumed = distil(tmp_path, bert(seed=9), **options)
+    with pytest.warns(UserWarning, match=r"got checkpoint-4, checkpoint-3 in .* from checkpoint-2"):
+        resumed.train(resume_from_checkpoint=True)
+    assert_same_state(resumed.model, state_of(whole.model))
+
+
+def test_where_no_checkpoint_is_whole_it_says_so(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    distil(tmp_path, **options).train()
+    cut(tmp_path, 1, state=False)
+    with pytest.raises(ValueError, match=r"expected a whole checkpoint in .* got checkpoint-1, cut"):
+        distil(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
 def test_resuming_warns_of_no_missing_key(tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr("transformers.trainer.logger.warning", lambda *a: warnings.append(a))
