@@ -1,16 +1,21 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="needs the examples extra")
 pytest.importorskip("torchvision", reason="needs the examples extra")
+pytest.importorskip("timm", reason="needs the examples extra")
 
 from paper.methods import TABLE_1, TABLE_2
+from paper.models import build_model
 from paper.tables.cells import cells_of, models_of
 from paper.tables.estimate import dry_run
 from paper.tables.grids import CLIP_ART, GRIDS
 from paper.tables.plans import plan_of
 from paper.tables.runner import check_data_set
+
+from vid_loss import FeatureTap
 
 
 @pytest.mark.parametrize(
@@ -77,3 +82,17 @@ def test_clip_art_has_its_own_choices_and_a_model_of_its_own_that_is_finetuned()
     assert cells["lwf"].choices == GRIDS["lwf"]
     assert models_of(plan) == []  # its teacher's weights are published ones
     assert plan.finetuned == plan.teacher != plan.student
+
+
+def test_the_stages_of_clip_arts_two_models_have_one_size():
+    plan = plan_of("2a", "small", "openclipart")
+    students, teachers = zip(*plan.recipe["layers"].stages, strict=True)
+    small = shapes(build_model(plan.student, 21), students, 64)
+    large = shapes(build_model(plan.teacher, 1000), teachers, 64)
+    assert small == large == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+def shapes(model: torch.nn.Module, layers: tuple[str, ...], size: int) -> list[tuple[int, ...]]:
+    with torch.no_grad(), FeatureTap(model.eval(), layers) as tap:
+        model(torch.zeros(1, 3, size, size))
+        return [tuple(x.shape[2:]) for x in tap.collect().values()]
