@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -17,8 +18,12 @@ pytest.importorskip("matplotlib", reason="needs the examples extra")
 
 import tables
 from _idx import write_miniature
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from paper.tables import report
+from paper.tables import report, runner
+from paper.tables.cells import Cell, Run
+from paper.tables.plans import plan_of
+from vid_loss.integrations.accelerate import Progress
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "tables.py"
 MINIATURE = ("--table", "1a", "--preset", "small", "--dataset", "digits", "--epochs", "1")
@@ -142,3 +147,25 @@ def test_a_table_of_another_revision_says_so(monkeypatch, tmp_path, capsys):
     lines.write_text(lines.read_text().replace(revision, "before"))
     run(monkeypatch, tmp_path, "--table", "1a", "--dataset", "digits")
     assert "8 of 8 runs are of revision before" in capsys.readouterr().err
+
+
+def test_what_is_finetuned_may_be_another_model_with_a_learning_rate_of_its_own(
+    monkeypatch, tmp_path
+):
+    seen = []
+
+    def trained(accelerator, settings, loaders, folder, **_):
+        seen.append(settings)
+        folder.mkdir(parents=True)
+        return Progress(best_percent=50.0, history=[{"validation": 50.0}])
+
+    monkeypatch.setattr(runner, "train_student", trained)
+    plan = replace(plan_of("1a", "small", "digits"), methods=("finetuned",), finetuned="wrn-10-2")
+    maker = runner.Runner(Accelerator(cpu=True), tmp_path, tmp_path)
+    for method in ("finetuned", "student"):
+        record = maker.execute(Run(Cell(plan, method, 4), "search", 0, {"lr": 0.01}))
+        assert (record["lr"], record["choice"]) == (0.1, {"lr": 0.01})
+    assert [(x.student, x.lr) for x in seen] == [("wrn-10-2", 0.01), (plan.student, 0.01)]
+    common = maker.made_with(plan)[None]  # the cells' students are no longer one
+    assert "student" not in common
+    assert common["lr"] == 0.1
