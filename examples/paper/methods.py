@@ -59,15 +59,11 @@ def layers_of(name: str) -> tuple[tuple[str, ...], str]:
         return ("stage2", "stage3", "stage4", "stage5"), "fc"
     if name.startswith("wrn-"):
         return ("group1", "group2", "group3"), "fc"
-    if name.startswith(("resnet", "resnext", "wide_resnet", "test_resnet")):
+    if is_known(name):
         return ("layer1", "layer2", "layer3", "layer4"), "fc"
-    if name.startswith(("efficientnet_lite", "tf_efficientnet_lite")):
-        # Of its seven stages those whose maps are halved by what comes next, and the last.
-        return ("blocks.1", "blocks.2", "blocks.4", "blocks.6"), "classifier"
     raise ValueError(
-        f"layers_of, name: expected vgg9, wrn-DEPTH-WIDTH, efficientnet_lite or a resnet; got "
-        f"{name!r}. Pass --stages STUDENT=TEACHER ... and --classifiers STUDENT=TEACHER with "
-        "layers' names."
+        f"layers_of, name: expected vgg9, wrn-DEPTH-WIDTH or a resnet; got {name!r}. Pass "
+        "--stages STUDENT=TEACHER ... and --classifiers STUDENT=TEACHER with layers' names."
     )
 
 

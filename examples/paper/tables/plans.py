@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paper.methods import TABLE_1, TABLE_2
+from paper.methods import TABLE_1, TABLE_2, Layers
 
 from .grids import CLIP_ART, Choice
 
@@ -123,6 +123,16 @@ SMALL_2_IMAGENET = replace(
         "batch_size": 16,
         "lr": 0.05,
         "channels_last": True,
+        # Stages whose maps have one size; of the teacher's seven, those that are halved next.
+        "layers": Layers(
+            (
+                ("layer1", "blocks.1"),
+                ("layer2", "blocks.2"),
+                ("layer3", "blocks.4"),
+                ("layer4", "blocks.6"),
+            ),
+            ("fc", "classifier"),
+        ),
     },
     held_out_images=300,
     grids=CLIP_ART,
