@@ -18,7 +18,6 @@ from paper.datasets.photograph_loaders import photograph_loaders
 from paper.datasets.photographs import ImageList, read_cub, read_mit67
 from paper.datasets.small_image_loaders import small_image_loaders
 from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
-from paper.methods import matching_layers
 from paper.settings import Settings, small_image_settings
 from paper.training import test_best, train_student
 from vid_loss.diagnostics import METRICS
@@ -142,7 +141,6 @@ class Runner:
             student = plan.finetuned if cell.method == "finetuned" else None
             student = student or plan.student
             given |= {"student": student, "teacher": plan.teacher}
-            given["layers"] = matching_layers(student, plan.teacher)
             given |= {**self._weights(cell), **plan.recipe}
             given |= {"held_out_images": plan.held_out_images}
             given["lr"] = run.choice.get("lr", plan.recipe["lr"])
