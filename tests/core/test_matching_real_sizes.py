@@ -7,60 +7,15 @@ from paper.models import VGG9, WideResNet
 from vid_loss import Distiller, match_layers
 from vid_loss.matching import TokensToGrid
 
-timm = pytest.importorskip("timm")
-transformers = pytest.importorskip("transformers")
-torchvision = pytest.importorskip("torchvision")
+pytest.importorskip("timm")
+pytest.importorskip("transformers")
+pytest.importorskip("torchvision")
+from _real_models import bert, distilbert, gpt2, llama, roberta, timm_model, torchvision_model
 
 SMALL = (1, 3, 32, 32)
 LARGE = (1, 3, 224, 224)
 STAGES = [f"layer{i}" for i in range(1, 5)]
 QUARTERS = (2, 5, 8, 11)  # of 12 blocks, counted from 0
-
-
-def timm_model(name):
-    return lambda: timm.create_model(name, num_classes=10)
-
-
-def torchvision_model(name):
-    return lambda: torchvision.models.get_model(name, weights=None)
-
-
-def bert(layers, width):
-    def build():
-        config = transformers.BertConfig(
-            num_hidden_layers=layers,
-            hidden_size=width,
-            num_attention_heads=width // 64,
-            intermediate_size=4 * width,
-        )
-        return transformers.BertForSequenceClassification(config)
-
-    return build
-
-
-def roberta(layers):
-    config = transformers.RobertaConfig(num_hidden_layers=layers, pad_token_id=1)
-    return lambda: transformers.RobertaForSequenceClassification(config)
-
-
-def distilbert(layers):
-    config = transformers.DistilBertConfig(n_layers=layers)
-    return lambda: transformers.DistilBertForSequenceClassification(config)
-
-
-def gpt2(layers):
-    return lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=layers))
-
-
-def llama(layers, width):
-    config = transformers.LlamaConfig(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-    )
-    return lambda: transformers.LlamaForCausalLM(config)
 
 
 def named(pattern, numbers):
@@ -77,7 +32,6 @@ GRID = TokensToGrid(1, 14, 14)
 RESNET18 = timm_model("resnet18")
 BERT_LAYER = "bert.encoder.layer.{}"
 TEXT = (1, 16)
-
 CASES = [
     # The paper's: ends of groups of residual blocks, max-poolings of a VGG.
     case(

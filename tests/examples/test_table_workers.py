@@ -11,67 +11,29 @@ import pytest
 
 pytest.importorskip("filelock", reason="needs the examples extra")
 
+from _table_work import (
+    ANOTHER,
+    BEST,
+    FIRST,
+    MADE_WITH,
+    SEARCHES,
+    TESTS,
+    Log,
+    cells,
+    finished_in,
+    in_thread,
+    record_of,
+    wait_until,
+    work_in,
+)
 from paper.tables import workers
-from paper.tables.cells import Cell, Run, cells_of
-from paper.tables.grids import GRIDS
-from paper.tables.plans import plan_of
-from paper.tables.workers import FinishedRuns, MixedRunsError, work
-
-MADE_WITH = {None: {"data": "abc", "epochs": 10}, "teacher": {"data": "abc"}}
-SEARCHES, TESTS = 3 * 2, 3  # of a method with three choices
-FIRST, BEST, LAST = (choice["mi"] for choice in GRIDS["mi"])
-ANOTHER = 5.0  # of a grid of an earlier revision
+from paper.tables.cells import Run
+from paper.tables.workers import MixedRunsError, work
 
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
     monkeypatch.setattr(workers, "SECONDS_BETWEEN_LOOKS", 0.02)
-
-
-def cells(*methods: str) -> list[Cell]:
-    return cells_of(replace(plan_of("1a", "small"), methods=methods, regimes=(10,)))
-
-
-def record_of(run: Run) -> dict:
-    """The lambda in the middle is the best on average, the last with the first seed."""
-    luck = 5 if run.choice.get("mi") == LAST and run.seed == 100 else 0
-    validation = {ANOTHER: 99, FIRST: 60, BEST: 70, LAST: 67}[run.choice.get("mi", FIRST)] + luck
-    made = {"student": "small", "pretrained": False, **MADE_WITH[None]}
-    return {**made, "stage": run.stage, "seed": run.seed, **run.choice, "validation": validation}
-
-
-class Log:
-    """Makes runs up, and remembers them."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.runs, self.seconds = [], seconds
-
-    def execute(self, run: Run) -> dict:
-        self.runs.append(run.name)
-        time.sleep(self.seconds)
-        return record_of(run)
-
-
-def finished_in(folder: Path) -> FinishedRuns:
-    return FinishedRuns(folder / "table.jsonl", MADE_WITH)
-
-
-def work_in(folder: Path, of: list[Cell], log: Log) -> list[dict]:
-    work(of, finished_in(folder), folder / "locks", log.execute)
-    return finished_in(folder).read()
-
-
-def in_thread(folder: Path, of: list[Cell], log: Log) -> threading.Thread:
-    thread = threading.Thread(target=work_in, args=(folder, of, log))
-    thread.start()
-    return thread
-
-
-def wait_until(happened) -> None:
-    end = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < end, "it did not happen within a minute"
-        time.sleep(0.01)
 
 
 def test_the_choice_of_the_best_mean_is_tested_with_every_seed_after_the_search(tmp_path):
