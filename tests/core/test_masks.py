@@ -2,89 +2,14 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from _masks import EncoderDecoder, Frames, Padded, Towers, batch_of, build, mask_of
 from _models import TokenNet, cnn_pair, images
-from torch import nn
 
-from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss
-
-
-class Towers(nn.Module):
-    """Tokens of text and of an image, each through a layer of its own."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.embed = nn.Embedding(20, width)
-        self.text = nn.Linear(width, width)
-        self.patch = nn.Conv2d(1, width, 2, 2)
-        self.image = nn.Linear(width, width)
-
-    def forward(self, input_ids, pixel_values, attention_mask=None, pixel_mask=None):
-        text = self.text(self.embed(input_ids))
-        image = self.image(self.patch(pixel_values).flatten(2).mT)
-        return text.mean(1), image.mean(1)
-
-
-class EncoderDecoder(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.embed = nn.Embedding(20, width)
-        self.encoder = nn.Linear(width, width)
-        self.decoder = nn.MultiheadAttention(width, 1, batch_first=True)
-
-    def forward(
-        self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None
-    ):
-        memory = self.encoder(self.embed(input_ids))
-        target = self.embed(decoder_input_ids)
-        return self.decoder(target, memory, memory)[0] + target
-
-
-class Padded(TokenNet):
-    """Pads its tokens to a multiple of four, as Longformer does to its window."""
-
-    def forward(self, input_ids, attention_mask=None):
-        return super().forward(F.pad(input_ids, (0, -input_ids.shape[1] % 4)))
-
-
-class Frames(nn.Module):
-    """Samples of a sound become fewer tokens."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv = nn.Conv1d(1, width, 4, 4)
-        self.layer = nn.Linear(width, width)
-
-    def forward(self, input_values, attention_mask=None):
-        return self.layer(self.conv(input_values.unsqueeze(1)).mT).mean(1)
-
-
-def mask_of(*lengths, most):
-    return (torch.arange(most) < torch.tensor(lengths)[:, None]).long()
-
-
-def batch_of(cls, length=8):
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 20, (2, length), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": mask_of(length, length // 2, most=length)}
-    if cls is Towers:
-        batch["pixel_values"] = torch.randn(2, 1, 4, 8, generator=generator)
-    if cls is EncoderDecoder:
-        batch["decoder_input_ids"] = ids.flip(1)
-    if cls is Frames:
-        del batch["input_ids"]
-        batch["input_values"] = torch.randn(2, length, generator=generator)
-    return batch
-
-
-def build(cls, pairs, **batch):
-    torch.manual_seed(0)
-    student, teacher = cls(4), cls(6)
-    return student, Distiller(student, teacher, pairs, example=batch)
+from vid_loss import DistillationModel, Distiller, Pair, VIDLoss
 
 
 def terms(cls, pairs, example, batch=None):
@@ -237,59 +162,6 @@ def test_a_distiller_with_masks_is_copied_and_pickled():
     twin = copy.deepcopy(model)
     assert torch.equal(twin(**batch)[1], model(**batch)[1])
     assert pickle.loads(pickle.dumps(model)).eval()(**batch).isfinite().all()
-
-
-def test_nothing_is_warned_of_where_every_mask_fits():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for cls, layers in ((Towers, ("text", "image")), (TokenNet, ("embed", "layer"))):
-            build(cls, {layer: layer for layer in layers}, **batch_of(cls))
-
-
-def number(**_):
-    return 3
-
-
-def names_nothing():
-    return None
-
-
-BAD = [
-    ({"mask": True}, TypeError, "mask: expected the name of an argument, a function or False"),
-    ({"mask": ""}, TypeError, "mask: expected the name of an argument, a function or False"),
-    ({"mask": torch.ones(2, 8)}, TypeError, "mask: expected the name of an argument, a function"),
-    ({"mask": "pixel_mask"}, ValueError, r"mask: expected 'pixel_mask' among .* distiller\(\*\*"),
-    ({"mask": number}, TypeError, r"mask: expected a tensor, .* got int"),
-    ({"mask": names_nothing}, TypeError, r"mask: expected a function of .* end with \*\*_"),
-    ({"mask": lambda **_: torch.ones(2, 5)}, ValueError, r"mask of shape \(2, 8\); got .*\(2, 5\)"),
-    ({"mask": lambda **_: torch.full((2, 8), -1e9)}, ValueError, "Pass mask == 0"),
-]
-
-
-@pytest.mark.parametrize(("options", "error", "message"), BAD)
-def test_what_is_no_mask_is_named_when_the_distiller_is_built(options, error, message):
-    with pytest.raises(error, match=rf"Pair 'layer' -> 'layer'.*{message}"):
-        build(TokenNet, [Pair("layer", "layer", **options)], **batch_of(TokenNet))
-
-
-NOT_OF_TOKENS = Pair("fc", "fc", loss=KDLoss()), Pair("layer", "layer", mask=False)
-
-
-@pytest.mark.parametrize("pair", NOT_OF_TOKENS)
-def test_a_mask_for_no_pair_is_refused(pair):
-    batch = batch_of(TokenNet)
-    student, distiller = build(TokenNet, [pair], **batch)
-    student(**batch)
-    with pytest.raises(ValueError, match=r"token_mask: expected a mask of some pair's positions"):
-        distiller(**batch, token_mask=batch["attention_mask"])
-
-
-def test_a_function_that_fails_by_itself_is_not_called_a_misfit():
-    def fails(**_):
-        return 1 + "a"
-
-    with pytest.raises(TypeError, match="unsupported operand"):
-        build(TokenNet, [Pair("layer", "layer", mask=fails)], **batch_of(TokenNet))
 
 
 @pytest.mark.parametrize("freely", [True, False])
