@@ -1,4 +1,19 @@
+import gc
+
 import pytest
+import torch
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+
+@pytest.fixture
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_hooks_of_other_tests():
+    gc.collect()
+    assert not _global_optimizer_pre_hooks
 
 
 @pytest.fixture

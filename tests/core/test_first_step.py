@@ -2,48 +2,22 @@
 
 import copy
 import gc
+from inspect import getfile
 
 import pytest
 import torch
 import torch.nn.functional as F
-from _models import cnn_pair, images
+from _models import images
+from _three_lines import Script
 from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from vid_loss import DistillationModel, Distiller, KDLoss, Pair, VIDLoss, _first_step
+from vid_loss import DistillationModel, KDLoss, Pair, _first_step
 
-PAIRS = {"stage1": "stage1", "stage2": "stage2"}
+pytestmark = pytest.mark.usefixtures("no_hooks_of_other_tests")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-
-
-class Script:
-    """A student, its optimizer and a distiller; by default the three lines are all there."""
-
-    def __init__(self, optimizer=SGD, pairs=PAIRS, add=True, seed=0, **options):
-        self.student, teacher = cnn_pair()
-        torch.manual_seed(seed)
-        self.distiller = Distiller(self.student, teacher, pairs, example=images())
-        self.optimizer = optimizer(self.student.parameters(), lr=0.01, **options)
-        if add:
-            self.optimizer.add_param_group({"params": self.distiller.parameters()})
-
-    def steps(self, number, *others):
-        for _ in range(number):
-            output = self.student(images())
-            loss = F.cross_entropy(output, LABELS) + self.distiller(images())
-            for optimizer in (self.optimizer, *others):
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in (self.optimizer, *others):
-                optimizer.step()
-
-
-@pytest.fixture(autouse=True)
-def no_hooks_of_other_tests():
-    gc.collect()
-    assert not _global_optimizer_pre_hooks
 
 
 @pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
@@ -153,79 +127,7 @@ def test_a_scheduler_built_before_the_heads_came(scheduler, first, recwarn):
     messages = [str(warning.message) for warning in recwarn]
     assert len(messages) == first
     assert all("Build the scheduler after optimizer.add_param_group" in m for m in messages)
-    assert all(warning.filename == __file__ for warning in recwarn)
-
-
-def checkpoint_of(script):
-    script.steps(3)
-    return copy.deepcopy(
-        {
-            "student": script.student.state_dict(),
-            "optimizer": script.optimizer.state_dict(),
-            "distiller": script.distiller.state_dict(),
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "options"), [(SGD, {"momentum": 0.9}), (Adam, {}), (AdamW, {"fused": True})]
-)
-def test_a_resume_that_forgets_the_heads_is_refused_until_they_are_loaded(optimizer, options):
-    saved = checkpoint_of(Script(optimizer, **options))
-    resumed = Script(optimizer, seed=1, **options)
-    resumed.student.load_state_dict(saved["student"])
-    resumed.optimizer.load_state_dict(saved["optimizer"])
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"distiller.load_state_dict\(checkpoint\["):
-            resumed.steps(1)
-    resumed.distiller.load_state_dict(saved["distiller"])
-    resumed.steps(3)
-
-
-def test_a_resume_with_heads_that_are_meant_to_be_new():
-    saved = checkpoint_of(Script(Adam))
-    resumed = Script(Adam, seed=1)
-    resumed.optimizer.load_state_dict(saved["optimizer"])
-    for p in resumed.distiller.parameters():
-        resumed.optimizer.state.pop(p, None)
-    resumed.steps(2)
-
-
-@pytest.mark.parametrize("way", ["model", "losses", "strict=False"])
-def test_heads_loaded_with_what_they_are_in(way):
-    script = Script(Adam)
-    saved = checkpoint_of(script)
-    resumed = Script(Adam, seed=1)
-    model = DistillationModel(resumed.student, resumed.distiller)
-    whole = DistillationModel(script.student, script.distiller).state_dict()
-    if way == "strict=False":  # the student's alone: nothing of the heads
-        model.load_state_dict({k: v for k, v in whole.items() if "student" in k}, strict=False)
-        resumed.optimizer.load_state_dict(saved["optimizer"])
-        with pytest.raises(RuntimeError, match="got new ones beside a state"):
-            resumed.steps(1)
-    if way == "losses":
-        resumed.distiller.losses.load_state_dict(script.distiller.losses.state_dict())
-    else:
-        model.load_state_dict(whole)
-    resumed.optimizer.load_state_dict(saved["optimizer"])
-    resumed.steps(2)
-
-
-def test_a_state_that_is_not_of_a_checkpoint():
-    script = Script(add=False)
-    parameters = [*script.student.parameters(), *script.distiller.parameters()]
-    script.optimizer = Adagrad(parameters, initial_accumulator_value=0.1)  # has one from the start
-    script.steps(2)
-
-
-def test_trained_losses_in_a_new_distiller():
-    script = Script(Adam, pairs=[Pair("fc", "fc", loss=VIDLoss((8, 3), (8, 3)))])
-    script.steps(2)
-    loss = next(iter(script.distiller.losses.values()))
-    script.distiller = Distiller(
-        script.student, cnn_pair()[1], [Pair("fc", "fc", loss=loss)], example=images()
-    )
-    script.steps(2)
+    assert all(warning.filename == getfile(Script) for warning in recwarn)
 
 
 def test_a_copy_that_is_trained_with_a_copy_of_the_optimizer():
