@@ -9,6 +9,8 @@ from torch import nn
 from vid_loss import Distiller, Pair, match_layers
 from vid_loss.matching import TokensToGrid
 
+pytestmark = pytest.mark.usefixtures("seed")
+
 
 def names(pairs):
     return {pair.student: pair.teacher for pair in pairs}
@@ -30,11 +32,6 @@ def train_two_steps(student, teacher, pairs, example, **options):
         assert loss.isfinite()
         optimizer.step()
     assert all((a != b).any() for a, b in zip(heads, distiller.parameters(), strict=True))
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
