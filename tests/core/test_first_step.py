@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _models import images
-from _three_lines import Script
+from _three_lines import LABELS, Script
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
@@ -17,7 +17,6 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from vid_loss import DistillationModel, KDLoss, Pair, _first_step
 
 pytestmark = pytest.mark.usefixtures("no_hooks_of_other_tests")
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
 
 @pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
