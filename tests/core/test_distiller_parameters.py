@@ -1,0 +1,118 @@
+"""Heads in optimizers: their groups, rates and decay, and what is said if they are in none."""
+
+from functools import partial
+
+import pytest
+import torch
+from _distillers import make, train
+from _models import images
+from torch import nn
+
+from vid_loss import KDLoss, Pair, VIDLoss
+from vid_loss.rates import HEAD_LEARNING_RATE
+
+
+def test_parameter_groups_keep_variances_norms_and_biases_from_decay():
+    loss = partial(VIDLoss, variance="trained")
+    _, _, distiller = make([Pair(f"stage{i}", f"stage{i}", loss=loss) for i in (1, 2)])
+    decayed, free = distiller.parameter_groups(weight_decay=0.1)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    names = {id(p): name for name, p in distiller.named_parameters()}
+    free_names = {names.pop(id(p)) for p in free["params"]}
+    assert {name for name in free_names if name.endswith("raw_var")}
+    assert all("head.1" in n or n.endswith(("bias", "raw_var")) for n in free_names)
+    assert sorted(names.values()) == sorted(
+        f"losses.{pair}.head.{layer}.weight"
+        for pair in ("stage1->stage1", "stage2->stage2")
+        for layer in (0, 3)
+    )
+    assert len(decayed["params"]) == len(names)
+
+
+def test_weight_decay_leaves_the_variance_alone():
+    pair = Pair("stage1", "stage1", 0.0, loss=partial(VIDLoss, variance="trained"))
+    _, _, distiller = make([pair])
+    loss = distiller.losses["stage1->stage1"]
+    before = loss.variance().clone(), loss.head[0].weight.clone()
+    optimizer = torch.optim.SGD(distiller.parameter_groups(weight_decay=0.5), lr=0.1)
+    for parameter in distiller.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(loss.variance(), before[0])
+    assert not torch.equal(loss.head[0].weight, before[1])
+
+
+def test_parameter_groups_have_a_rate_of_their_own():
+    _, _, distiller = make()
+    student = nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5, weight_decay=0.1)
+    for group in distiller.parameter_groups():
+        optimizer.add_param_group(group)
+    first, heads = optimizer.param_groups
+    assert (first["lr"], heads["lr"]) == (5e-5, HEAD_LEARNING_RATE)
+    assert (first["weight_decay"], heads["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in heads["params"]} == {id(p) for p in distiller.parameters()}
+    assert [g["lr"] for g in distiller.parameter_groups(lr=0.3, weight_decay=0.1)] == [0.3, 0.3]
+    assert all("lr" not in g for g in distiller.parameter_groups(lr=None, weight_decay=0.1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "expected"),
+    [
+        (torch.optim.AdamW, 5e-5, HEAD_LEARNING_RATE),
+        (torch.optim.NAdam, 5e-5, HEAD_LEARNING_RATE),
+        (torch.optim.Adam, 0.5, 0.5),
+        (torch.optim.SGD, 0.1, 0.1),
+        (torch.optim.SGD, 1e-3, 1e-3),
+    ],
+)
+def test_beside_adam_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
+    _, _, distiller = make()
+    optimizer = kind(nn.Linear(1, 1).parameters(), lr=rate)
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer, lr=0.3)] == [0.3]
+
+
+def test_a_pair_without_parameters_gives_no_empty_group():
+    _, _, distiller = make([Pair("fc", "fc", loss=KDLoss())])
+    assert distiller.parameter_groups(weight_decay=0.1) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["plain", "fused"])
+def test_heads_that_are_in_no_optimizer_are_noticed(options):
+    student, _, distiller = make()
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01, **options)
+    with pytest.warns(UserWarning, match=r"add_param_group\(\{'params': distiller.parameters"):
+        train(student, distiller, optimizer, steps=8)
+
+
+def test_heads_in_an_optimizer_raise_no_alarm():
+    """Not with accumulation, nor with weights loaded between two steps."""
+    student, _, distiller = make()
+    optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.05)
+    for _ in range(3):
+        student(images())
+        distiller(images()).backward()
+    student.load_state_dict(student.state_dict())
+    train(student, distiller, optimizer, steps=8)
+
+
+def test_heads_with_an_optimizer_of_their_own_raise_no_alarm():
+    student, _, distiller = make()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
+    heads_optimizer = torch.optim.AdamW(distiller.parameters(), fused=True)
+    for _ in range(3):
+        train(student, distiller, optimizer, steps=3)
+        heads_optimizer.step()
+
+
+def test_heads_that_nothing_weighs_raise_no_alarm():
+    student, _, distiller = make([Pair("stage1", "stage1", 0.0)])
+    optimizer = torch.optim.SGD([*student.parameters(), *distiller.parameters()], lr=0.05)
+    train(student, distiller, optimizer, steps=9)
+
+
+def test_frozen_heads_raise_no_alarm():
+    student, _, distiller = make()
+    distiller.requires_grad_(False)
+    train(student, distiller, torch.optim.SGD(student.parameters(), lr=0.05), steps=8)
