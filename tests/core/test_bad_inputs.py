@@ -3,11 +3,13 @@
 import warnings
 
 import pytest
-from _bad_inputs import OF_DISTILLER, OF_OTHERS
+from _bad_distillers import OF_DISTILLER
+from _bad_others import OF_OTHERS
+from _bad_pairs import OF_PAIRS
 
 CASES = [
     pytest.param(call, error, begins, id=f"{begins} {number}")
-    for error, begins, *calls in (*OF_DISTILLER, *OF_OTHERS)
+    for error, begins, *calls in (*OF_DISTILLER, *OF_PAIRS, *OF_OTHERS)
     for number, call in enumerate(calls)
 ]
 
