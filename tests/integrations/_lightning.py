@@ -220,3 +220,9 @@ def run(folder):
     """Has two processes do all jobs; returns the results of each."""
     fit(Spawned(folder), callback(), strategy="ddp_spawn", devices=2, epochs=1)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name

@@ -1,0 +1,150 @@
+"""Modules of many kinds: what can be distilled trains as by itself, what cannot is named."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+pytest.importorskip("lightning")
+
+from _lightning import (  # after the skip
+    EXAMPLE,
+    Task,
+    assert_equal,
+    callback,
+    fit,
+    loader,
+    states,
+)
+from _scripts import PAIRS, models  # after the skip
+from vid_loss.integrations.lightning import VIDCallback  # after the skip
+
+from vid_loss import Distiller  # after the skip
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning"),  # advice on workers and the like
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),  # torch's own, by its use
+]
+
+
+class Variant(Task):
+    """Returns what it likes."""
+
+    kind = "mapping"
+
+    def training_step(self, batch, index):
+        images, labels = batch
+        if self.kind == "skips" and index == 1:
+            return None
+        with torch.no_grad():
+            self.model(images)  # such as one for pseudo labels: not compared
+        loss = F.cross_entropy(self.model(images), labels)
+        if self.kind == "twice":
+            loss = (loss + F.cross_entropy(self.model(images + 1), labels)) / 2
+        return {"loss": loss, "mine": 5} if self.kind == "mapping" else loss
+
+
+@pytest.mark.parametrize("kind", ["mapping", "skips", "twice"])
+def test_a_step_may_return_a_mapping_or_nothing_and_run_the_student_more_than_once(kind):
+    task, one, seen = Variant(), callback(), []
+    task.kind = kind
+    task.on_train_batch_end = lambda outputs, *_: seen.append(outputs)
+    fit(task, one, epochs=1)
+    student, teacher = models()
+    torch.manual_seed(11)
+    distiller = Distiller(student, teacher, PAIRS, example=EXAMPLE)
+    (images, labels), *_ = list(loader())
+    with torch.no_grad():
+        student(images)
+    expected = F.cross_entropy(student(images), labels)
+    transfer = distiller(images)
+    if kind == "twice":
+        expected = (expected + F.cross_entropy(student(images + 1), labels)) / 2
+        transfer = (transfer + distiller(images + 1)) / 2
+    assert_close(seen[0]["loss"], (expected + transfer).detach())
+    assert len(seen) == 6
+    assert ("mine" in seen[0]) == (kind == "mapping")
+
+
+def test_pairs_are_matched_and_the_example_is_the_modules_if_there_are_none():
+    task = Task()
+    task.example_input_array = EXAMPLE
+    one = VIDCallback(models()[1])
+    fit(task, one, epochs=1)
+    assert list(one.distiller.pairs)
+
+
+def test_a_compiled_student_trains_to_the_same():
+    task, one, eager = Task(), callback(), callback()
+    task.model.compile(backend="eager")
+    fit(task, one, epochs=1)
+    plain = Task()
+    fit(plain, eager, epochs=1)
+    assert_close(states(task.model, one.distiller), states(plain.model, eager.distiller))
+
+
+class Late(Task):
+    """Builds its student when Lightning asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        del self.model
+
+    def configure_model(self):
+        if not hasattr(self, "model"):
+            self.model, _ = models()
+            self.setup("fit")  # seeds the heads again
+
+
+def test_a_student_that_is_built_late_trains_to_the_same():
+    task, one, other = Late(), callback(), callback()
+    fit(task, one, epochs=1)
+    plain = Task()
+    fit(plain, other, epochs=1)
+    assert_equal(states(task.model, one.distiller), states(plain.model, other.distiller))
+
+
+class Manual(Task):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Early(Task):
+    def __init__(self):
+        super().__init__()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def configure_optimizers(self):
+        return self.optimizer
+
+
+class Beside(Task):
+    """Calls a part of the student only."""
+
+    def forward(self, images):
+        for layer in self.model:
+            images = layer(images)
+        return images
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (Manual, {}, "expected automatic optimization.*got Manual"),
+        (Early, {}, "expected configure_optimizers to build an optimizer"),
+        (Beside, {}, r"expected training_step to run self.model\(...\)"),
+        (Task, {"student": "net"}, r"that is a module; got 'net'. There are \['model'\]"),
+        (Task, {"example": None}, "expected a batch of the student's inputs"),
+    ],
+)
+def test_what_cannot_be_distilled_is_named(module, options, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        fit(module(), callback(**options))
+
+
+def test_a_student_that_stays_in_eval_mode_is_named():
+    task = Task()
+    task.model.eval()  # as from_pretrained() leaves one, and Lightning as it is
+    with pytest.raises(RuntimeError, match="in train mode; it did not"):
+        fit(task, callback())
