@@ -1,0 +1,104 @@
+"""What a run leaves on the disk, and what it does with what it finds there."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the accelerate extra")
+pytest.importorskip("safetensors", reason="needs the accelerate extra")
+
+from _accelerate import run
+from safetensors.torch import load_file
+from vid_loss.integrations.accelerate import Accuracy, Progress, _manifest
+
+pytestmark = pytest.mark.usefixtures("fresh_state")
+
+
+def test_exports_are_plain_students(accelerator, tmp_path):
+    _, student, _ = run(accelerator, tmp_path)
+    last = load_file(tmp_path / "last.safetensors")
+    torch.testing.assert_close(last, dict(student.state_dict()), rtol=0, atol=0)
+    assert load_file(tmp_path / "best.safetensors").keys() == student.state_dict().keys()
+
+
+def test_best_is_the_last_of_equally_good_epochs():
+    progress = Progress()
+    for percent in (50.0, 70.0, 70.0, 60.0):
+        progress.record({"validation": percent})
+    assert (progress.epoch, progress.best_epoch, progress.best_percent) == (4, 3, 70.0)
+
+
+def test_best_is_exported_from_its_own_epoch(accelerator, tmp_path, monkeypatch):
+    from vid_loss.integrations.accelerate import _loop
+
+    percents = iter([60, 80, 70])
+    states = []
+
+    def scripted(_, model, __):
+        states.append({k: v.clone() for k, v in model.student.state_dict().items()})
+        return Accuracy(next(percents), 100)
+
+    monkeypatch.setattr(_loop, "evaluate", scripted)
+    run(accelerator, tmp_path, epochs=3)
+    torch.testing.assert_close(load_file(tmp_path / "best.safetensors"), states[1])
+    torch.testing.assert_close(load_file(tmp_path / "last.safetensors"), states[2])
+
+
+def test_the_last_two_checkpoints_are_kept(accelerator, tmp_path):
+    run(accelerator, tmp_path, epochs=4)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"epoch-00003", "epoch-00004"}
+
+
+def test_a_finished_run_is_not_trained_again(accelerator, tmp_path):
+    first, student, _ = run(accelerator, tmp_path)
+    again, resumed, _ = run(accelerator, tmp_path)
+    assert again == first
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(student.state_dict()))
+
+
+def test_a_partial_checkpoint_is_ignored_and_removed(accelerator, tmp_path):
+    expected, student, _ = run(accelerator, tmp_path / "whole")
+    partial = tmp_path / "damaged" / "checkpoints" / "partial"
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(b"half a file")
+    progress, other, _ = run(accelerator, tmp_path / "damaged")
+    assert progress == expected
+    torch.testing.assert_close(dict(other.state_dict()), dict(student.state_dict()))
+    assert not partial.exists()
+
+
+def test_without_a_whole_checkpoint_a_run_starts_anew(accelerator, tmp_path):
+    expected, student, _ = run(accelerator, tmp_path / "whole")
+    (tmp_path / "damaged/checkpoints/epoch-00099").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"epoch-00099; got no manifest.json.* a new start if"):
+        progress, other, _ = run(accelerator, tmp_path / "damaged")
+    assert progress == expected
+    torch.testing.assert_close(dict(other.state_dict()), dict(student.state_dict()))
+
+
+def test_a_checkpoint_of_more_processes_is_refused(accelerator, tmp_path):
+    run(accelerator, tmp_path)
+    state = tmp_path / "checkpoints/epoch-00002/loop.pt"
+    torch.save({**torch.load(state, weights_only=True), "processes": 2}, state)
+    _manifest.write_manifest(state.parent)
+    with pytest.raises(ValueError, match=r"as many processes as wrote .*00002, 2; got 1, which ha"):
+        run(accelerator, tmp_path)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(accelerator, tmp_path, monkeypatch):
+    synced = set()
+    fsync, rename = os.fsync, os.rename
+
+    def renamed(partial, path):
+        missing = {str(x) for x in (partial, *partial.rglob("*"))} - synced
+        assert not missing
+        rename(partial, path)
+
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: (synced.add(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr("os.rename", renamed)
+    run(accelerator, tmp_path, epochs=1)
+    assert str(tmp_path / "checkpoints") in synced
