@@ -156,13 +156,16 @@ def _called_on_batches(student: nn.Module, columns: Columns) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not names or _is_ours(error):
+        found = error
+        if _is_ours(error) and isinstance(error.__cause__, Exception):
+            found = error.__cause__  # what the student itself has raised, in a distiller's words
+        if not names or _is_ours(found):
             raise
         raise ValueError(
             f"VIDTrainer, example: expected a batch that the student runs on; got {names} of the "
-            f"first rows, and {type(error).__name__}: {error}. Pass example=, a collated batch; to "
+            f"first rows, and {type(found).__name__}: {found}. Pass example=, a collated batch; to "
             "evaluate alone, leave train_dataset out."
-        ) from error
+        ) from found
     finally:
         begin.remove()
         end.remove()
