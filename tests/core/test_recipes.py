@@ -1,10 +1,10 @@
-"""The recipes of the library's page, each on models that have its names."""
+"""The recipes of the page on choosing layers, each on models that have its names."""
 
 import re
 
 import pytest
 import torch
-from _pages import LIBRARY, blocks
+from _pages import ROOT, blocks
 from paper.models import VGG9, WideResNet
 
 from vid_loss import Distiller
@@ -13,9 +13,11 @@ timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 torchvision = pytest.importorskip("torchvision")
 
+PAGE = ROOT / "vid_loss" / "matching" / "README.md"
+
 
 def recipes() -> dict:
-    (block,) = (block for block in blocks(LIBRARY, "python") if "recipes = {" in block.code)
+    (block,) = (block for block in blocks(PAGE, "python") if "recipes = {" in block.code)
     names: dict = {}
     exec(compile(block.code, str(block), "exec"), names)
     return names["recipes"]
