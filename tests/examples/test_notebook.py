@@ -26,7 +26,7 @@ def executed(tmp_path_factory):
     notebook = nbformat.read(PATH, as_version=4)
     client = nbclient.NotebookClient(
         notebook,
-        timeout=120,
+        timeout=600,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}},
     )
