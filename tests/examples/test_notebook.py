@@ -30,7 +30,9 @@ def executed(tmp_path_factory):
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}},
     )
-    client.execute()  # an error in a cell is one here
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads of two would wait
+        client.execute()  # an error in a cell is one here
     return {cell["id"]: cell.get("outputs", []) for cell in notebook.cells}
 
 

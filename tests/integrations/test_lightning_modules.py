@@ -80,7 +80,11 @@ def test_a_compiled_student_trains_to_the_same():
     fit(task, one, epochs=1)
     plain = Task()
     fit(plain, eager, epochs=1)
-    assert_close(states(task.model, one.distiller), states(plain.model, eager.distiller))
+    compiled, expected = states(task.model, one.distiller), states(plain.model, eager.distiller)
+    for name in ("0.bias", "1.running_mean"):
+        # Batch norm takes the bias away: its gradient is rounding, which Adam makes a step of.
+        del compiled[name], expected[name]
+    assert_close(compiled, expected)
 
 
 class Late(Task):
