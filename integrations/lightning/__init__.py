@@ -1,7 +1,7 @@
 """Lightning modules distil by a callback."""
 
 try:
-    import lightning.pytorch as _  # asked for first, so that the extra is named  # noqa: F401
+    import lightning.pytorch as _  # noqa: F401  # asked for first, so that the extra is named
 except ImportError as error:
     raise ImportError(
         'VIDCallback needs lightning. Run: pip install "vid-loss[lightning]"'

@@ -69,6 +69,16 @@ def test_the_batch_of_a_forward_before_the_last_is_refused(step):
     assert torch.isfinite(distiller(A))
 
 
+def test_what_is_refused_takes_no_features_from_the_batch_that_they_are_of():
+    student, _, distiller = make()
+    student(A)
+    student(B)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="student has run forward on another batch"):
+            distiller(A)
+    assert torch.isfinite(distiller(B))
+
+
 def other_batch_first(student, distiller):
     student(B)
     student(A)

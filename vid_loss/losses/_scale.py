@@ -141,9 +141,10 @@ def _moments(
     is_map = feature.ndim == 4
     dims = (0, 2, 3) if is_map else tuple(range(feature.ndim - 1))
     count: int | Tensor = feature.numel() // max(channels, 1)
-    divisor = max(count, 1) if mask is None else mask.sum().clamp(min=1)
+    divisor: int | Tensor = max(count, 1)
     if mask is not None:
         count = mask.sum()
+        divisor = count.clamp(min=1)
         padded = ~mask.unsqueeze(-1)
         feature = feature.masked_fill(padded, 0)  # it may be NaN there
     mean = feature.sum(dims) / divisor

@@ -154,6 +154,9 @@ class FeatureTap:
             TypeError: if a feature is a nested tensor, which has no shape.
         """
         recorder = self._recorder
+        eager = not (torch.compiler.is_compiling() or recorder.compiled)
+        if batch and eager and recorder.last.ran and batch.keys() - recorder.batches[-1].keys():
+            self._refuse_passed(batch)  # whose features there are, may still ask for them
         forward, recorder.last = recorder.last, Forward()
         if not forward.ran:
             raise RuntimeError(self._nothing_recorded(forward))
@@ -162,8 +165,6 @@ class FeatureTap:
                 if holder._modules.get(key) is not module:
                     self._look_for_displaced()
                     break
-            if batch and not recorder.compiled and batch.keys() - recorder.batches[-1].keys():
-                self._refuse_passed(batch)
         features = {}
         for text, spec in self.specs.items():
             capture = forward.captures.get(text)
