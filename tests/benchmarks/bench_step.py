@@ -2,18 +2,25 @@
 
 import pytest
 import torch
-from _tasks import NETWORKS, Task, pairs
+from _tasks import NETWORKS, TOKENS, Task, pairs
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from vid_loss.cache import FeatureCache
 
 WHICH = ("mi-l", "last-stage", "all-stages", "quarter")
-ROUNDS = {"wrn": 100, "resnet": 20}
+ROUNDS = {"wrn": 100, "resnet": 20, "vit": 40, "bert": 20}
 
 
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("network", NETWORKS)
 def bench_step_over_floor(compare, network, which):
+    task = Task(network, pairs(network, which))
+    compare(task.step, task.floor, rounds=ROUNDS[network])
+
+
+@pytest.mark.parametrize("which", ["last-stage", "all-stages", "quarter"])
+@pytest.mark.parametrize("network", TOKENS)
+def bench_step_of_tokens_over_floor(compare, network, which):
     task = Task(network, pairs(network, which))
     compare(task.step, task.floor, rounds=ROUNDS[network])
 
