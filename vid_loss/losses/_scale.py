@@ -81,7 +81,6 @@ class TeacherScale(Estimates):
         self.register_estimate("mean", torch.zeros(channels))
         self.register_estimate("var", torch.ones(channels))
 
-    @torch.no_grad()
     def update(
         self, feature: Tensor, mask: Tensor | None, *, joined: bool = False
     ) -> tuple[int | Tensor, Tensor]:
@@ -96,7 +95,8 @@ class TeacherScale(Estimates):
             How many positions the batch had, and which share of all that were seen they are,
             ``(C,)``.
         """
-        count, mean, var = _moments(feature, mask, len(self.mean))
+        positions, mean_so_far, var_so_far = self.positions, self.mean, self.var
+        count, mean, var = _moments(feature.detach(), mask, mean_so_far.shape[0])
         if joined:
             count, mean, var = _joined(count, mean, var)
         # One operation where isfinite() is four; what is not finite would stay for ever.
@@ -104,18 +104,18 @@ class TeacherScale(Estimates):
         if isinstance(count, Tensor) or not count:
             taken = taken & (count > 0)
         counted = taken * count
-        self.positions.add_(counted)
-        share = counted / self.positions.clamp(min=1)
-        share = share.clamp_(min=_LEAST_SHARE).mul_(taken)
-        mean, var = torch.where(taken, mean, self.mean), torch.where(taken, var, self.var)
-        away = mean - self.mean
-        self.mean.lerp_(mean, share)  # exact where the share is 1: there was nothing before
-        self.var.lerp_(var, share).addcmul_(share * away, mean - self.mean)
+        positions.add_(counted)
+        share = (counted / positions.clamp(min=1)).clamp_(min=_LEAST_SHARE).mul_(taken)
+        mean, var = torch.where(taken, mean, mean_so_far), torch.where(taken, var, var_so_far)
+        away = mean - mean_so_far
+        mean_so_far.lerp_(mean, share)  # exact where the share is 1: there was nothing before
+        var_so_far.lerp_(var, share).addcmul_(share * away, mean - mean_so_far)
         return count, share
 
     def constant(self) -> Tensor:
         """Returns which channels do not change, beyond rounding: ``(C,)``, boolean."""
-        return self.var <= _RESOLUTION * self.mean.square()
+        mean = self.mean
+        return torch.addcmul(self.var, mean, mean, value=-_RESOLUTION) <= 0
 
     def away(self, prediction: Tensor, feature: Tensor, constant: Tensor) -> Tensor:
         """Returns a prediction of the standardized feature, less that feature.
@@ -142,12 +142,14 @@ def _moments(
     dims = (0, 2, 3) if is_map else tuple(range(feature.ndim - 1))
     count: int | Tensor = feature.numel() // max(channels, 1)
     divisor: int | Tensor = max(count, 1)
-    if mask is not None:
+    if mask is None:
+        mean = feature.mean(dims)
+    else:
         count = mask.sum()
         divisor = count.clamp(min=1)
         padded = ~mask.unsqueeze(-1)
         feature = feature.masked_fill(padded, 0)  # it may be NaN there
-    mean = feature.sum(dims) / divisor
+        mean = feature.sum(dims) / divisor
     centered = feature - (mean.view(-1, 1, 1) if is_map else mean)
     if mask is not None:
         centered.masked_fill_(padded, 0)

@@ -31,14 +31,12 @@ class _SumOfSquares(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(residual: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, dim: int) -> Tensor:
+        # With a setup_context() of its own, torch would look up the signature in every call.
+        ctx.dim = dim
+        ctx.save_for_backward(residual)
         norm: Tensor = torch.linalg.vector_norm(residual, dim=dim)
         return norm.square_()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        residual, ctx.dim = inputs
-        ctx.save_for_backward(residual)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -76,24 +74,24 @@ class RunningVariance(Estimates):
         self.floor = floor
         self.register_estimate("var", torch.ones(channels))
 
-    @torch.no_grad()
     def update(
-        self, squared: Tensor, count: int | Tensor, share: Tensor, *, joined: bool = False
+        self, squares: Tensor, count: int | Tensor, share: Tensor, *, joined: bool = False
     ) -> None:
         """Takes a batch into the estimate.
 
         Args:
-            squared: the batch's squared residuals, ``(N, C)``, summed over positions.
+            squares: the batch's squared residuals, ``(C,)``, summed over samples and positions.
             count: how many positions there are, in all processes if they are joined.
             share: which part of all positions so far the batch is, ``(C,)``; 0 leaves the estimate.
             joined: whether the batch is that of all processes, each of which makes this call.
         """
-        squares = squared.sum(0)
+        so_far, squares = self.var, squares.detach()
         if joined:
+            squares = squares.clone()
             torch.distributed.all_reduce(squares)
         mean = squares / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
         weight = share.clamp(min=self.momentum).mul_(share > 0)
-        self.var.lerp_(torch.where(mean < torch.inf, mean, self.var), weight)
+        so_far.lerp_(torch.where(mean < torch.inf, mean, so_far), weight)
 
     def forward(self) -> Tensor:
         """Returns the variances, ``(C,)``, in float32 or wider: a copy, which no update changes."""

@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ._variance import sum_of_squares
-from .layouts import channels_of, compute_dtype
+from .layouts import channels_of, compute_dtype, no_autocast
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
 
@@ -56,39 +55,36 @@ def gaussian_nll(
     """
     _check_arguments(mean, target, var, mask, reduction)
     dtype = compute_dtype(mean, target)
-    with torch.autocast(mean.device.type, enabled=False):
+    with no_autocast(mean):
         residual = mean.to(dtype) - target
         if mask is not None:
             mask = mask.bool()
             residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
-        return nll_of_squares(
-            sum_of_squares(residual), var.to(dtype), residual.shape, mask, reduction
-        )
+        squared = sum_of_squares(residual)
+        squared = squared if reduction == "none" else squared.sum(0)
+        return nll_of_squares(squared, var.to(dtype), residual.shape, mask, reduction)
 
 
 def nll_of_squares(
     squared: Tensor, var: Tensor, shape: Sequence[int], mask: Tensor | None, reduction: Reduction
 ) -> Tensor:
-    """Returns :func:`gaussian_nll` from each sample's sums of squared residuals.
+    """Returns :func:`gaussian_nll` from sums of squared residuals over the positions that count.
 
     Args:
-        squared: ``(N, C)``, summed over the positions that count.
+        squared: ``(C,)``, of the whole batch; with reduction ``'none'`` of each sample, ``(N, C)``.
         var: ``(C,)``.
         shape: of the feature.
         mask: ``(N, L)`` for tokens, boolean.
         reduction: as in :func:`gaussian_nll`.
     """
-    elements = math.prod(shape)
-    positions = elements // max(squared.numel(), 1)
+    channels = var.shape[0]
     if reduction == "none":
-        of_sample = positions if mask is None else mask.sum(dim=1)
-        return 0.5 * (of_sample * var.log().sum() + (squared / var).sum(dim=1))
-    if mask is None:
-        count: int | Tensor = positions * len(squared)
-    else:
-        count = mask.sum()
-    divisor: int | Tensor = {"sum": 1, "batchmean": len(squared)}.get(reduction, count * len(var))
-    total: Tensor = (squared / var).sum() + count * var.log().sum()
+        of_sample = math.prod(shape) // max(squared.numel(), 1)
+        positions = of_sample if mask is None else mask.sum(dim=1)
+        return 0.5 * (positions * var.log().sum() + (squared / var).sum(dim=1))
+    count: int | Tensor = math.prod(shape) // max(channels, 1) if mask is None else mask.sum()
+    divisor: int | Tensor = {"sum": 1, "batchmean": shape[0]}.get(reduction, count * channels)
+    total: Tensor = (squared / var + count * var.log()).sum()
     # A tensor where a mask decides: reading it would make the host wait for the device.
     least = divisor.clamp(min=1) if isinstance(divisor, Tensor) else max(divisor, 1)
     return total * (0.5 / least)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .layouts import channels_of, kind_of
+from .layouts import channels_of, kind_of, no_autocast
 
 Norm = Literal["batch", "layer", "group", "none"]
 
@@ -171,7 +171,7 @@ def _masked_group_norm(norm: nn.GroupNorm, map: Tensor, mask: Tensor) -> Tensor:
     groups = map.flatten(2).view(len(map), norm.num_groups, -1, map.shape[2:].numel())
     padded = ~mask.flatten(1)[:, None, None]
     count = (~padded).sum(-1, keepdim=True).clamp(min=1) * groups.shape[2]
-    with torch.autocast(map.device.type, enabled=False):
+    with no_autocast(map):
         values = groups.to(torch.promote_types(groups.dtype, torch.float32))
         mean = values.masked_fill(padded, 0).sum((2, 3), keepdim=True) / count
         centered = (values - mean).masked_fill(padded, 0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._base import FeatureLoss, match_dtype, mean_of_valid
-from .layouts import Kind, channels_of, compute_dtype, valid_positions
+from .layouts import Kind, channels_of, compute_dtype, no_autocast, valid_positions
 
 
 class KDLoss(FeatureLoss):
@@ -138,7 +138,7 @@ def _softened_divergence(
     if mask is not None:  # before anything else: 0 times the NaN of a padded position is NaN
         padded = ~mask.bool().unsqueeze(-1)
         student, teacher = student.masked_fill(padded, 0), teacher.masked_fill(padded, 0)
-    with torch.autocast(student.device.type, enabled=False):
+    with no_autocast(student):
         log_q = F.log_softmax(student.to(dtype) / temperature, dim=-1)
         log_p = F.log_softmax(teacher.to(dtype) / temperature, dim=-1)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)

@@ -15,7 +15,7 @@ from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
 from .gaussian import Reduction, nll_of_squares
 from .heads import MapHead, Norm, TokenHead, mean_head
-from .layouts import as_tokens, channels_of, compute_dtype, kind_of, valid_positions
+from .layouts import as_tokens, channels_of, compute_dtype, no_autocast, valid_positions
 from .stats import PairStats
 
 Variance = Literal["running", "trained"]
@@ -151,27 +151,27 @@ class VIDLoss(FeatureLoss):
         mean, teacher_feature, mask, left_out = self._predicted(
             student_feature, teacher_feature, mask
         )
-        joined = self.training and several_processes()
-        with torch.autocast(mean.device.type, enabled=False):
+        training, standardize, scale = self.training, self.standardize, self.scale
+        joined = training and several_processes()
+        with no_autocast(mean):
             target = teacher_feature
             if not mean.dtype == target.dtype == torch.float32:
                 target = target.to(compute_dtype(mean, target))
                 mean = mean.to(target.dtype)
-            if self.training:
-                count, share = self.scale.update(target, mask, joined=joined)
-            constant = self.scale.constant() if self.standardize else None
-            if constant is None:
-                residual = mean - target
-            else:
-                residual = self.scale.away(mean, target, constant)
+            if training:
+                count, share = scale.update(target, mask, joined=joined)
+            constant = scale.constant() if standardize else None
+            residual = mean - target if constant is None else scale.away(mean, target, constant)
             if mask is not None:
                 residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
             squared = sum_of_squares(residual)
+            squares = squared.sum(0)
+            squared = squared if self.reduction == "none" else squares
             if constant is not None:  # a channel that never changes teaches nothing
                 squared = squared.masked_fill(constant, 0)
-            if self.training:
+            if training:
                 share = share if constant is None else share.masked_fill_(constant, 0)
-                self.running_var.update(squared, count, share, joined=joined)
+                self.running_var.update(squares, count, share, joined=joined)
             var: Tensor = (self.trained_var or self.running_var)()
             var = var if constant is None else var.masked_fill(constant, 1)
             nll = nll_of_squares(squared, var, target.shape, mask, self.reduction)
@@ -218,12 +218,10 @@ class VIDLoss(FeatureLoss):
         mean: Tensor = self.head(match_dtype(student_feature, self.head))
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
         mean = mean.to(target.dtype)
-        residual = mean - target
-        if self.standardize:
-            residual = self.scale.away(mean, target, self.scale.constant())
-        channel = 1 if kind_of(residual.shape) == "map" else -1
+        constant = self.scale.constant() if self.standardize else None
+        residual = mean - target if constant is None else self.scale.away(mean, target, constant)
         var = self.variance()
-        nll = residual.movedim(channel, -1).square() / var + var.log()
+        nll = residual.movedim(1 if residual.ndim == 4 else -1, -1).square() / var + var.log()
         log_likelihood: Tensor = -0.5 * nll.mean(dim=-1)
         return log_likelihood
 
