@@ -1,7 +1,8 @@
 """What keeps the user's models as they were, and the user's loop honest."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,15 @@ def several_processes() -> bool:
     """Whether this process trains together with others."""
     dist = torch.distributed
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Computes what is inside in the tensors' own dtypes, on the device of one of them."""
+    device = tensor.device.type
+    # Entering torch's own costs as much as a small loss, and nearly always there is none to leave.
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 @contextmanager

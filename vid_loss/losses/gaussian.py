@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from vid_loss.guards import no_autocast
+
 from ._variance import sum_of_squares
-from .layouts import channels_of, compute_dtype, no_autocast
+from .layouts import channels_of, compute_dtype
 
 Reduction = Literal["mean", "batchmean", "sum", "none"]
 

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .layouts import channels_of, kind_of, no_autocast
+from vid_loss.guards import no_autocast
+
+from .layouts import channels_of, kind_of
 
 Norm = Literal["batch", "layer", "group", "none"]
 

@@ -6,8 +6,7 @@ loss never asks where the channels live.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -164,15 +163,6 @@ def _pooled(feature: Tensor, size: Sequence[int], mask: Tensor | None) -> Tensor
     valid = resized(mask, feature.shape[2:]).unsqueeze(1)
     share = pool(valid.to(feature.dtype), size)
     return pool(feature.masked_fill(~valid, 0), size) / share.masked_fill(share == 0, 1)
-
-
-def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Computes what is inside in the tensors' own dtypes, on the device of one of them."""
-    device = tensor.device.type
-    # Entering torch's own costs as much as a small loss, and nearly always there is none to leave.
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

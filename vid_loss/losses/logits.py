@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vid_loss.guards import no_autocast
+
 from ._base import FeatureLoss, match_dtype, mean_of_valid
-from .layouts import Kind, channels_of, compute_dtype, no_autocast, valid_positions
+from .layouts import Kind, channels_of, compute_dtype, valid_positions
 
 
 class KDLoss(FeatureLoss):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from vid_loss.guards import several_processes
+from vid_loss.guards import no_autocast, several_processes
 
 from ._base import FeatureLoss, match_dtype
 from ._positions import checked_positions, some_positions
@@ -15,7 +15,7 @@ from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
 from .gaussian import Reduction, nll_of_squares
 from .heads import MapHead, Norm, TokenHead, mean_head
-from .layouts import as_tokens, channels_of, compute_dtype, no_autocast, valid_positions
+from .layouts import as_tokens, channels_of, compute_dtype, valid_positions
 from .stats import PairStats
 
 Variance = Literal["running", "trained"]
