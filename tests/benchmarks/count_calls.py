@@ -6,7 +6,9 @@ of this package, comprehensions included, and prints:
 - of a plain ``Distiller`` step with one pair, how many different functions there are from the
   student's forward, where the hooks are, to the scalar;
 - of a ``VIDTrainer`` training step with one pair, how many functions are called, and how often
-  one is in another file than the one that was called before it.
+  one is in another file than the one that was called before it;
+- of a plain step, how many Python functions of any package each further pair of maps calls, from
+  the student's features to the end of backward, and how many operations of torch its forward has.
 
 A reader who follows a value opens that many functions, and turns to another file that often.
 With ``--list`` it prints them.
@@ -20,11 +22,13 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import vid_loss.integrations
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 from vid_loss.integrations.hf import VIDTrainer
 
@@ -32,6 +36,24 @@ import vid_loss
 from vid_loss import Distiller
 
 ROOTS = tuple(str(Path(x.__file__).parent) for x in (vid_loss, vid_loss.integrations))
+
+
+class Maps(nn.Sequential):
+    """A model of several maps."""
+
+    def __init__(self) -> None:
+        super().__init__(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is sent to a device, views included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Counts an operation and does it."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Net(nn.Module):
@@ -106,6 +128,31 @@ def calls_of_trainer_step() -> list[CodeType]:
     return steps[-1]
 
 
+def costs(pairs: int) -> tuple[int, int]:
+    """Returns the Python calls and the operations of a step with so many pairs, the fourth."""
+    student, teacher, batch = Maps(), Maps(), torch.randn(4, 8, 8, 8)
+    layers = {f"{i}": f"{i}" for i in range(pairs)}
+    distiller = Distiller(student, teacher, layers, example=batch)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)
+    for _ in range(4):
+        student(batch)
+        features = distiller.teacher_features(batch)
+        called = 0
+
+        def profile(frame: FrameType, event: str, _: object) -> None:
+            nonlocal called
+            called += event == "call"
+
+        sys.setprofile(profile)
+        distiller(teacher_features=features).backward()
+        sys.setprofile(None)
+        optimizer.step()
+        student(batch)
+        with Operations() as operations:
+            distiller(teacher_features=distiller.teacher_features(batch))
+    return called, operations.count
+
+
 def report(title: str, count: Callable[[], list[CodeType]], every: bool) -> None:
     """Prints what was counted, and the functions in the order of their calls."""
     calls = count()
@@ -121,3 +168,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     report("plain Distiller step", calls_of_plain_step, options.list)
     report("VIDTrainer training step", calls_of_trainer_step, options.list)
+    one, two = costs(1), costs(2)
+    print(  # noqa: T201  # a program
+        f"a pair of maps: {one[0]} Python calls for the first, {two[0] - one[0]} for the second; "
+        f"{two[1] - one[1]} operations in forward"
+    )
