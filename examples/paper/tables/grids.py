@@ -44,7 +44,7 @@ GRIDS: dict[str, tuple[Choice, ...]] = {
 # In place of these for an ImageNet teacher of clip art, whose features have variances up to 240:
 # FitNet takes them as they are.
 CLIP_ART: dict[str, tuple[Choice, ...]] = {
-    "finetuned": ({"lr": 0.01},),
+    "finetuned": ({"lr": 0.003}, {"lr": 0.01}, {"lr": 0.03}),
     "fitnet": (
         {"fitnet": 0.01, "hint": 1},
         {"fitnet": 0.1, "hint": 1},

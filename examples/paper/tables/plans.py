@@ -118,8 +118,8 @@ SMALL_2_IMAGENET = replace(
     finetuned="tf_efficientnet_lite0",
     regimes=(5, 10),
     recipe={
-        "epochs": 5,
-        "steps_per_epoch": 30,
+        "epochs": 10,
+        "steps_per_epoch": 60,
         "batch_size": 16,
         "lr": 0.05,
         "channels_last": True,
