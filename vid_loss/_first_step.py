@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ._schedulers import cannot_go_on, heads_came_late, schedulers_of
 from .guards import inside_ddp, several_processes
 from .taps import UncopiedHook
 
@@ -25,9 +26,8 @@ _NOT_TRAINED = (
     "optimizer.add_param_group({'params': distiller.parameters()})"
 )
 _SCHEDULER_FIRST = (
-    "Distiller: expected its heads in the optimizer before a scheduler is built on it; a scheduler "
-    "has set up the other groups and not theirs. Build the scheduler after "
-    "optimizer.add_param_group({'params': distiller.parameters()})."
+    "Distiller: expected its heads in the optimizer before a scheduler is built on it; {got}. "
+    "Build the scheduler after optimizer.add_param_group({{'params': distiller.parameters()}})."
 )
 _NOT_LOADED = (
     "Distiller: expected the heads that the optimizer's state is of; got new ones beside a state "
@@ -118,7 +118,8 @@ class FirstStep:
         """Called before each step of any optimizer.
 
         Raises:
-            RuntimeError: if the optimizer has a state of heads that were not loaded.
+            RuntimeError: if the optimizer has a state of heads that were not loaded, or a scheduler
+                that was built before it had the heads and cannot go on with them.
         """
         distiller = self._distiller()
         compares = bool(self._calls) and not self._compared
@@ -148,12 +149,10 @@ class FirstStep:
     ) -> None:
         if self._decided:
             return
-        self._decided = with_gradients
         earlier = self._steps.get(id(optimizer), 0)
-        without = [group for group in optimizer.param_groups if "initial_lr" not in group]
-        theirs = any(id(p) in heads for group in without for p in group["params"])
-        if theirs and len(without) < len(optimizer.param_groups) and not earlier:
-            warnings.warn(_SCHEDULER_FIRST, stacklevel=6)  # the scheduler has wrapped the step
+        if not earlier and heads_came_late(optimizer, heads):
+            _refuse_early_scheduler(optimizer)
+        self._decided = with_gradients
         if (
             self._loaded is not None
             and not self._loaded.happened
@@ -217,6 +216,18 @@ class _Hook:
         first_step = self.first_step()
         if first_step is not None and not torch.compiler.is_compiling():
             first_step.before_step(optimizer)
+
+
+def _refuse_early_scheduler(optimizer: Optimizer) -> None:
+    """Raises if a scheduler cannot go on with the heads' group; warns if that cannot be told."""
+    schedulers = schedulers_of(optimizer)
+    names = cannot_go_on(schedulers)
+    if names:
+        got = f"got {' and '.join(names)}, built before they came, with no rate for them"
+        raise RuntimeError(_SCHEDULER_FIRST.format(got=got))
+    if not schedulers:  # of another library, or a state that was loaded is of a run with one
+        got = "a scheduler has set up the other groups and not theirs"
+        warnings.warn(_SCHEDULER_FIRST.format(got=got), stacklevel=6)
 
 
 def _has_history(state: dict[str, Any], earlier: int) -> bool:

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-from inspect import getfile
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from _models import images
 from _three_lines import LABELS, Script
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from vid_loss import DistillationModel, KDLoss, Pair, _first_step
@@ -103,30 +101,6 @@ def test_a_gradient_scaler_whose_first_steps_are_skipped():
         scaler.step(scaled.optimizer)
         scaler.update()
     assert scaled.optimizer.state
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        lambda o: CosineAnnealingLR(o, 8),
-        lambda o: LambdaLR(o, lambda step: 0.5**step),
-        lambda o: OneCycleLR(o, 0.1, total_steps=9),
-        lambda o: StepLR(o, 2),
-    ],
-)
-@pytest.mark.parametrize("first", [True, False])
-def test_a_scheduler_built_before_the_heads_came(scheduler, first, recwarn):
-    script = Script(Adam, add=False)
-    if first:
-        scheduler(script.optimizer)
-    script.optimizer.add_param_group({"params": script.distiller.parameters()})
-    if not first:
-        scheduler(script.optimizer)
-    script.steps(2)
-    messages = [str(warning.message) for warning in recwarn]
-    assert len(messages) == first
-    assert all("Build the scheduler after optimizer.add_param_group" in m for m in messages)
-    assert all(warning.filename == getfile(Script) for warning in recwarn)
 
 
 def test_a_copy_that_is_trained_with_a_copy_of_the_optimizer():
