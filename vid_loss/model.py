@@ -16,7 +16,9 @@ class DistillationModel(nn.Module):
 
     In DDP and FSDP the heads must run inside the forward of the wrapped root module. This is that
     module: give it to the engine in the student's place, and the optimizer its parameters. In
-    eval mode it is the student. For checkpoints and averages take its ``student``.
+    eval mode it is the student. Its own state has the heads too, under other keys than a plain
+    student's: what is to load or to average a plain one takes ``model.student``, as in
+    ``plain.load_state_dict(model.student.state_dict())``.
 
     Args:
         student: the model that ``distiller`` was built with.
