@@ -21,6 +21,7 @@ LOSSES = {
     "FitNet": FitNetLoss,
     "AT": lambda *_: ATLoss(),
 }
+RANDOM = {"VID, a quarter of the positions": partial(VIDLoss, positions=0.25)}
 losses = pytest.mark.parametrize("build", LOSSES.values(), ids=LOSSES)
 
 
@@ -34,12 +35,19 @@ def steps(loss, batches):
     found = []
     for student, teacher, mask in batches:
         loss.zero_grad()
+        torch.manual_seed(0)  # the same positions
         student = student.clone().requires_grad_()
         value = loss(student, teacher) if mask is None else loss(student, teacher, mask=mask)
         value.backward()
         grads = [p.grad.clone() for p in loss.parameters()]
         found.append([value.detach(), student.grad, *grads])
     return found, [x.double() for x in loss.state_dict().values()]
+
+
+def padded(map, mask, filling):
+    """A map with something else where less than half of its positions' area counts."""
+    own = nn.functional.interpolate(mask[:, None].float(), map.shape[2:], mode="area") >= 0.5
+    return map.masked_fill(~own, filling)
 
 
 @losses
@@ -64,16 +72,22 @@ def test_a_mask_that_leaves_a_rectangle_is_the_loss_of_the_rectangle(build):
 
 @pytest.mark.parametrize("filling", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("sizes", [((6, 8), (6, 8)), ((12, 8), (6, 16)), ((3, 4), (12, 8))])
-@losses
-def test_what_the_mask_leaves_out_changes_nothing(build, sizes, filling):
+@pytest.mark.parametrize("owners", ["teacher", "student", "student and teacher"])
+@pytest.mark.parametrize("build", [*LOSSES.values(), *RANDOM.values()], ids=[*LOSSES, *RANDOM])
+def test_what_the_mask_leaves_out_changes_nothing(build, owners, sizes, filling):
     torch.manual_seed(0)
     filled = build((3, 4, *sizes[0]), (3, 5, *sizes[1]))
     clean = copy.deepcopy(filled)
     student, teacher = maps(*sizes)
     mask = torch.zeros(3, 12, 16, dtype=torch.long)
     mask[0], mask[1, :6, :12] = 1, 1  # and of the last sample nothing counts
-    own = nn.functional.interpolate(mask[:, None].float(), sizes[1], mode="area") >= 0.5
-    batches = [[(student, teacher.masked_fill(~own, f), mask)] for f in (filling, 0.0)]
+    batches = []
+    for f in (filling, 0.0):
+        filled_maps = [
+            padded(x, mask, f) if owner in owners else x
+            for owner, x in (("student", student), ("teacher", teacher))
+        ]
+        batches.append([(*filled_maps, mask)])
     results = [steps(loss, x) for loss, x in zip((filled, clean), batches, strict=True)]
     assert all(x.isfinite().all() for x in results[0][0][0])
     torch.testing.assert_close(*results, rtol=0, atol=0)

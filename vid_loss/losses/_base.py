@@ -136,15 +136,28 @@ class FeatureLoss(nn.Module):
         return type(self).__name__
 
 
-def match_dtype(feature: Tensor, module: nn.Module) -> Tensor:
-    """Casts a feature to the dtype of a module's parameters, unless autocast is there to choose.
+def for_head(feature: Tensor, head: nn.Module, valid: Tensor | None = None) -> Tensor:
+    """Returns a feature as a head takes it: in its parameters' dtype, 0 where nothing counts.
 
-    An engine may run the student in bfloat16 and this loss outside its autocast.
+    An engine may run the student in bfloat16 and this loss outside its autocast, which chooses
+    itself. In padding may be anything, and in the gradient of a weight 0 times NaN is NaN.
+
+    Args:
+        feature: the student's.
+        head: what is called with it.
+        valid: which positions count, boolean; None if all do.
     """
-    parameter = next(module.parameters(), None)
+    if valid is not None:
+        feature = without_padding(feature, valid)
+    parameter = next(head.parameters(), None)
     if parameter is None or torch.is_autocast_enabled(feature.device.type):
         return feature
     return feature.to(parameter.dtype)
+
+
+def without_padding(feature: Tensor, valid: Tensor) -> Tensor:
+    """Returns a feature with 0 at the positions that do not count."""
+    return feature.masked_fill(~valid.unsqueeze(1 if feature.ndim == 4 else -1), 0)
 
 
 def mean_of_valid(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._base import FeatureLoss, match_dtype, mean_of_valid
+from ._base import FeatureLoss, for_head, mean_of_valid, without_padding
 from ._positions import checked_positions, some_positions
 from .layouts import Kind, as_tokens, channels_of, compute_dtype, valid_positions
 
@@ -66,7 +66,7 @@ class FitNetLoss(FeatureLoss):
             student_feature, teacher_feature, valid = some_positions(
                 student_feature, teacher_feature, valid, self.positions
             )
-        hint = self.regressor(match_dtype(student_feature, self.regressor))
+        hint = self.regressor(for_head(student_feature, self.regressor, valid))
         dtype = compute_dtype(hint, teacher_feature)
         with torch.autocast(hint.device.type, enabled=False):
             hint, teacher_feature = hint.to(dtype), teacher_feature.to(dtype)
@@ -75,9 +75,8 @@ class FitNetLoss(FeatureLoss):
             if hint.ndim == 4:
                 hint, teacher_feature = as_tokens(hint), as_tokens(teacher_feature)
                 valid = valid.flatten(1)
-            padded = ~valid.unsqueeze(-1)  # 0 times the NaN of a padded position is NaN
-            hint, hinted = (x.masked_fill(padded, 0) for x in (hint, teacher_feature))
-            error = F.mse_loss(hint, hinted, reduction="none")
+            target = without_padding(teacher_feature, valid)  # 0 times its NaN would be NaN
+            error = F.mse_loss(hint, target, reduction="none")
             return mean_of_valid(error.mean(dim=-1), valid)
 
 
@@ -122,9 +121,9 @@ class ATLoss(FeatureLoss):
 
 
 def _attention_map(feature: Tensor, valid: Tensor | None) -> Tensor:
-    attention = feature.square().mean(dim=1).flatten(1)
     if valid is not None:
-        attention = attention.masked_fill(~valid.flatten(1), 0)
+        feature = without_padding(feature, valid)
+    attention = feature.square().mean(dim=1).flatten(1)
     return F.normalize(attention, dim=1)
 
 

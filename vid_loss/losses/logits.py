@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vid_loss.guards import no_autocast
 
-from ._base import FeatureLoss, match_dtype, mean_of_valid
+from ._base import FeatureLoss, for_head, mean_of_valid, without_padding
 from .layouts import Kind, channels_of, compute_dtype, valid_positions
 
 
@@ -124,7 +124,7 @@ class LwFLoss(FeatureLoss):
         """
         valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        logits = self.output(match_dtype(student_feature, self.output))
+        logits = self.output(for_head(student_feature, self.output, valid))
         return _softened_divergence(logits, teacher_feature, self.temperature, valid)
 
     def extra_repr(self) -> str:
@@ -138,8 +138,7 @@ def _softened_divergence(
     """Returns KDLoss's value for logits ``(N, classes)`` or ``(N, L, classes)``, in nats."""
     dtype = compute_dtype(student, teacher)
     if mask is not None:  # before anything else: 0 times the NaN of a padded position is NaN
-        padded = ~mask.bool().unsqueeze(-1)
-        student, teacher = student.masked_fill(padded, 0), teacher.masked_fill(padded, 0)
+        student, teacher = without_padding(student, mask), without_padding(teacher, mask)
     with no_autocast(student):
         log_q = F.log_softmax(student.to(dtype) / temperature, dim=-1)
         log_p = F.log_softmax(teacher.to(dtype) / temperature, dim=-1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vid_loss.guards import no_autocast, several_processes
 
-from ._base import FeatureLoss, match_dtype
+from ._base import FeatureLoss, for_head
 from ._positions import checked_positions, some_positions
 from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
@@ -194,7 +194,7 @@ class VIDLoss(FeatureLoss):
                 student_feature, teacher_feature, valid = some_positions(
                     student_feature, teacher_feature, valid, self.positions
                 )
-        student_feature = match_dtype(student_feature, self.head)
+        student_feature = for_head(student_feature, self.head, valid)
         masked = valid is not None and isinstance(self.head, TokenHead | MapHead)
         mean = self.head(student_feature, valid) if masked else self.head(student_feature)
         if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
@@ -215,7 +215,7 @@ class VIDLoss(FeatureLoss):
             all is the negative of :meth:`forward` with reduction ``'mean'``.
         """
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature)
-        mean: Tensor = self.head(match_dtype(student_feature, self.head))
+        mean: Tensor = self.head(for_head(student_feature, self.head))
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
         mean = mean.to(target.dtype)
         constant = self.scale.constant() if self.standardize else None
