@@ -67,7 +67,9 @@ def check_axes(
 ) -> None:
     """Refuses features whose batch is not the first dimension, and signals taken for tokens.
 
-    Where sizes leave it open, the model runs on another number of samples, or on shorter ones.
+    Where sizes leave it open, the model runs on another number of samples, or on shorter ones. One
+    with layers whose sequences come first also runs on a part of the example: its own inputs may be
+    ``(L, N, C)``.
 
     Args:
         pairs: by name.
@@ -79,11 +81,13 @@ def check_axes(
         ValueError: if a pair's feature has another order; it says what to write.
     """
     call: Call = (args, kwargs)
-    size = next((len(x) for x in _tensors(call) if x.ndim), None)
+    first = next((x for x in _tensors(call) if x.ndim), torch.empty(0))
+    axis = _batch_axis(side, call, first)
+    size = first.shape[axis]
     shapes = {name: side.shape(pair, side.features) for name, pair in pairs.items()}
     open_ = [name for name, shape in shapes.items() if _batch_is_open(shape, size)]
     if size and open_:
-        others = side.read_safely(_resized(call, size))
+        others = side.read_safely(_resized(call, size, axis))
         for name in open_ if others is not None else ():
             _check_batch(pairs[name], side, shapes[name], side.shape(pairs[name], others or {}))
     for name, pair in pairs.items():
@@ -96,7 +100,40 @@ def check_axes(
             )
 
 
-def _batch_is_open(shape: torch.Size, size: int | None) -> bool:
+def _batch_axis(side: Side, call: Call, first: Tensor) -> int:
+    """Returns which dimension of the inputs is the batch: 1 for a model of (L, N, C), else 0."""
+    if first.ndim < 2 or not any(
+        getattr(module, "batch_first", True) is False for module in side.model.modules()
+    ):
+        return 0
+    apart = (_samples_are_along(axis, side, call, first.shape[axis]) for axis in (0, 1))
+    return int(not next(apart) and next(apart))
+
+
+def _samples_are_along(axis: int, side: Side, call: Call, size: int) -> bool:
+    """Whether a part of the inputs along a dimension gives the same part of each feature.
+
+    Samples do that: what is left out changes nothing in the others.
+    """
+    others = side.read_safely(_resized(call, size, axis)) if size else None
+    return others is not None and all(
+        any(_is_part(others[layer], x, size, dim) for dim in range(min(x.ndim, 2)))
+        for layer, x in side.features.items()
+    )
+
+
+def _is_part(part: Tensor, whole: Tensor, size: int, dim: int) -> bool:
+    if whole.shape[dim] != size or part.ndim != whole.ndim:
+        return False
+    if size == 1:
+        expected, part = whole, part.narrow(dim, 0, 1)
+    else:
+        expected = whole.narrow(dim, size // 2, size - size // 2)
+    close = 1e-3 * float(whole.abs().max())
+    return part.shape == expected.shape and torch.allclose(part, expected, rtol=0, atol=close)
+
+
+def _batch_is_open(shape: torch.Size, size: int) -> bool:
     """Whether the batch may be another dimension than the first, for all that one size tells."""
     return len(shape) > 2 and (shape[0] != size or (len(shape) == 3 and shape[1] == size))
 
@@ -130,13 +167,23 @@ def _is_signal(side: Side, layer: str, call: Call) -> bool:
     return False
 
 
-def _resized(call: Call, size: int) -> Call:
-    """The call with half of its samples, or with its one sample twice."""
+def _resized(call: Call, size: int, axis: int) -> Call:
+    """The call with the later half of its samples, or with its one sample twice.
+
+    Args:
+        call: arguments of the model.
+        size: how many samples there are.
+        axis: along which dimension; tensors that have so many along the first alone, such as a mask
+            ``(N, L)`` beside inputs ``(L, N, C)``, have them there.
+    """
 
     def resize(x: Tensor) -> Tensor:
-        if not x.ndim or len(x) != size:
+        dim = axis if x.ndim > axis and x.shape[axis] == size else 0
+        if not x.ndim or x.shape[dim] != size:
             return x
-        return x[: size // 2] if size > 1 else torch.cat([x, x])
+        if size == 1:
+            return torch.cat([x, x], dim)
+        return x.narrow(dim, size // 2, size - size // 2)  # of a causal model, not the first half
 
     return _mapped(call[0], resize), _mapped(call[1], resize)
 
