@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 from timm.data import resolve_data_config
+from timm.task import DistillationTeacher
 from torch import Tensor, nn
+
+from vid_loss.teachers import Teachers
 
 
 def default_data_config(student: Any) -> dict[str, Any]:
@@ -20,6 +23,31 @@ def example_image(student: nn.Module, input_size: Sequence[int]) -> Tensor:
     """Returns a black image of that size, ``(1, C, H, W)``, where the student is."""
     parameter = next(student.parameters())
     return torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+
+
+def renormalized(
+    teacher: DistillationTeacher, data_config: Mapping[str, Any], example: Tensor
+) -> tuple[nn.Module, "Renormalize | None"]:
+    """Returns the model that teaches, and what its images are to go through first.
+
+    Several teachers have a normalization each, but for those that have ``inputs`` of their own.
+
+    Args:
+        teacher: as timm holds it.
+        data_config: the student's ``mean`` and ``std``.
+        example: an image, for its channels, device and dtype.
+    """
+    model: nn.Module = teacher.model
+    if not isinstance(model, Teachers):
+        return model, Renormalize.between(data_config, teacher, example)
+    models = dict(model.named_children())
+    found = {
+        name: Renormalize.between(data_config, DistillationTeacher(x), example)
+        for name, x in models.items()
+        if name not in model.inputs
+    }
+    own = {name: x for name, x in found.items() if x is not None}
+    return Teachers(models, inputs={**model.inputs, **own}), None
 
 
 class Renormalize(nn.Module):
@@ -70,4 +98,4 @@ class Renormalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the same images, ``(N, C, H, W)``, in the teacher's normalization."""
-        return images * self.scale + self.shift
+        return images * self.scale.to(images) + self.shift.to(images)

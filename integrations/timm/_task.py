@@ -26,7 +26,7 @@ if not hasattr(TrainingTask, "get_task_state"):
     )
 
 # After the check, because they use timm themselves.
-from ._inputs import Renormalize, default_data_config, example_image
+from ._inputs import default_data_config, example_image, renormalized
 from ._layers import resolve_pairs
 from ._module import VIDTrainableModule
 from ._teacher import load_teacher
@@ -100,7 +100,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.teacher = self._resolve_teacher(teacher_model, teacher_pretrained_path, student)
         data_config = data_config or default_data_config(student)
         example = example_image(student, data_config["input_size"])
-        self.renormalize = Renormalize.between(data_config, self.teacher, example)
+        self.teacher.model, self.renormalize = renormalized(self.teacher, data_config, example)
         teacher = unwrap_model(self.teacher.model)
         distiller = Distiller(
             student_model,
