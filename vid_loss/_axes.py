@@ -1,6 +1,7 @@
 """Looks, once, which dimension of a feature is the batch and which the channels."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ _OF_SIGNALS = (
 _OF_TOKENS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+_Features = Mapping[str, Tensor]
+_Trial = Callable[[int], _Features | None]  # a run on a part of the example along a dimension
 
 
 class Side(NamedTuple):
@@ -82,17 +85,26 @@ def check_axes(
     """
     call: Call = (args, kwargs)
     first = next((x for x in _tensors(call) if x.ndim), torch.empty(0))
-    axis = _batch_axis(side, call, first)
-    size = first.shape[axis]
+
+    @cache
+    def resized(axis: int) -> _Features | None:
+        size = first.shape[axis]
+        return side.read_safely(_resized(call, size, axis)) if size else None
+
+    @cache
+    def shortened(dim: int) -> _Features | None:
+        return side.read_safely(_shortened(call, dim))
+
+    axis = _batch_axis(side, first, resized)
     shapes = {name: side.shape(pair, side.features) for name, pair in pairs.items()}
-    open_ = [name for name, shape in shapes.items() if _batch_is_open(shape, size)]
-    if size and open_:
-        others = side.read_safely(_resized(call, size, axis))
+    open_ = [name for name, shape in shapes.items() if _batch_is_open(shape, first.shape[axis])]
+    if open_:
+        others = resized(axis)
         for name in open_ if others is not None else ():
             _check_batch(pairs[name], side, shapes[name], side.shape(pairs[name], others or {}))
     for name, pair in pairs.items():
         said = side.channel_dim(pair) is not None or side.transform(pair) is not None
-        if len(shapes[name]) == 3 and not said and _is_signal(side, side.layer(pair), call):
+        if len(shapes[name]) == 3 and not said and _is_signal(side, side.layer(pair), shortened):
             raise ValueError(
                 f"{pair}, channel_dim: expected to know where the channels of the {side.owner}'s "
                 f"{tuple(shapes[name])} are: it looks like a signal (N, C, L). Pass channel_dim=1 "
@@ -100,22 +112,25 @@ def check_axes(
             )
 
 
-def _batch_axis(side: Side, call: Call, first: Tensor) -> int:
+def _batch_axis(side: Side, first: Tensor, resized: _Trial) -> int:
     """Returns which dimension of the inputs is the batch: 1 for a model of (L, N, C), else 0."""
-    if first.ndim < 2 or not any(
-        getattr(module, "batch_first", True) is False for module in side.model.modules()
+    if (
+        first.ndim < 2
+        or first.is_meta
+        or all(getattr(module, "batch_first", True) for module in side.model.modules())
     ):
         return 0
-    apart = (_samples_are_along(axis, side, call, first.shape[axis]) for axis in (0, 1))
-    return int(not next(apart) and next(apart))
+    sizes = first.shape
+    if _are_samples(side, sizes[0], resized(0)) or not _are_samples(side, sizes[1], resized(1)):
+        return 0
+    return 1
 
 
-def _samples_are_along(axis: int, side: Side, call: Call, size: int) -> bool:
-    """Whether a part of the inputs along a dimension gives the same part of each feature.
+def _are_samples(side: Side, size: int, others: _Features | None) -> bool:
+    """Whether a part of the inputs gave the same part of each feature, as a part of a batch does.
 
-    Samples do that: what is left out changes nothing in the others.
+    What is left out of a batch changes nothing in the others.
     """
-    others = side.read_safely(_resized(call, size, axis)) if size else None
     return others is not None and all(
         any(_is_part(others[layer], x, size, dim) for dim in range(min(x.ndim, 2)))
         for layer, x in side.features.items()
@@ -150,7 +165,7 @@ def _check_batch(pair: Pair, side: Side, shape: torch.Size, other: torch.Size) -
         )
 
 
-def _is_signal(side: Side, layer: str, call: Call) -> bool:
+def _is_signal(side: Side, layer: str, shortened: _Trial) -> bool:
     """Whether a feature of three dimensions is (N, C, L), by its layer, else by shorter samples."""
     name = layer.partition(":")[0].partition("[")[0]
     leaves = list(side.model.get_submodule(name).modules())
@@ -160,7 +175,7 @@ def _is_signal(side: Side, layer: str, call: Call) -> bool:
         return signals
     before = side.features[layer].shape
     for dim in (-1, 1):
-        others = side.read_safely(_shortened(call, dim))
+        others = shortened(dim)
         if others is not None and len(others[layer].shape) == 3:
             after = others[layer].shape
             return before[1] == after[1] and before[2] != after[2]

@@ -173,6 +173,27 @@ def test_of_a_layer_that_tells_nothing_shorter_samples_do():
         built(models, Pair("signal", "signal"), 4, 2, 32)
 
 
+def runs(models, pairs, *shape):
+    """How often each model has run to build a distiller."""
+    counts = [0, 0]
+    for i, model in enumerate(models):
+        model.register_forward_pre_hook(lambda *_, i=i: counts.__setitem__(i, counts[i] + 1))
+    Distiller(*models, pairs, example=torch.randn(shape))
+    return counts
+
+
+def test_a_model_runs_as_often_as_there_is_something_to_find_out():
+    block = {"block": "block"}
+    # Whether the batch is where a layer of (L, N, C) has it; and what tells of equal sizes.
+    swap = Pair("block", "block", student_transform=swapped)
+    assert runs(encoders(True, True), block, 4, 9, 5) == [1, 1]
+    assert runs(encoders(True, True), block, 6, 6, 5) == [2, 2]
+    assert runs(encoders(False, True), [swap], 6, 6, 5) == [2, 2]
+    torch.manual_seed(0)
+    several = [Pair(x, x, name=f"{x}{i}") for x in ("tokens",) for i in range(4)]
+    assert runs((Sandwich(8), Sandwich(8)), several, 4, 2, 32) == [2, 2]
+
+
 def test_maps_and_vectors_of_any_size_are_left_alone():
     student, teacher = cnn_pair()
     for batch in (1, 4, 8):  # 4 and 8 are numbers of channels, and 8 of rows
