@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vid_loss.guards import no_autocast
 
 from ._base import FeatureLoss, for_head, mean_of_valid, without_padding
 from ._positions import checked_positions, some_positions
@@ -68,7 +69,7 @@ class FitNetLoss(FeatureLoss):
             )
         hint = self.regressor(for_head(student_feature, self.regressor, valid))
         dtype = compute_dtype(hint, teacher_feature)
-        with torch.autocast(hint.device.type, enabled=False):
+        with no_autocast(hint):
             hint, teacher_feature = hint.to(dtype), teacher_feature.to(dtype)
             if valid is None:
                 return _mean_square(hint, teacher_feature)
@@ -112,7 +113,7 @@ class ATLoss(FeatureLoss):
         valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
         dtype = compute_dtype(student_feature, teacher_feature)
-        with torch.autocast(student_feature.device.type, enabled=False):
+        with no_autocast(student_feature):
             student_map = _attention_map(student_feature.to(dtype), valid)
             teacher_map = _attention_map(teacher_feature.to(dtype), valid)
             if valid is None:
