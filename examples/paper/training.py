@@ -182,4 +182,4 @@ def _keep_settings(accelerator: Accelerator, settings: Settings, output: Path) -
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        file.write_text(now)
+        write_whole(file, now.encode())

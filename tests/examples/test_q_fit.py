@@ -9,7 +9,8 @@ pytest.importorskip("matplotlib", reason="needs the examples extra")
 pytest.importorskip("tqdm", reason="needs the examples extra")
 
 from paper.datasets.package_texts import SECTIONS, read_texts
-from paper.q_fit.program import main, read_lines
+from paper.lines import read_lines
+from paper.q_fit.program import main
 from paper.q_fit.report import table
 from paper.q_fit.runs import SETTINGS, Run, head_groups, least_from_50, milestones
 from torch import nn

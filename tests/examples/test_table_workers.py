@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from dataclasses import replace
@@ -151,11 +152,11 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_the_file_whole(tmp_path,
     finished.append({"run": runs[0].name, **record_of(runs[0])})
     written = finished.path.read_text()
 
-    def die(*_: Path) -> None:
+    def die(*_: object) -> None:
         raise KeyboardInterrupt("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", die)
+        patch.setattr(os, "replace", die)
         with pytest.raises(KeyboardInterrupt, match="killed"):
             finished.append({"run": runs[1].name, **record_of(runs[1])})
     assert finished.path.read_text() == written

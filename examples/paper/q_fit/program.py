@@ -33,7 +33,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .report import Record, table
+from paper.lines import read_lines
+
+from .report import table
 from .runs import SETTINGS, HeadRate, Run, do
 from .tasks import TASKS, Places
 from .training import prepare_teacher
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(text)
         return
     places = Places(options.fashion, options.minilm, options.packages, options.work)
-    lines = read_lines(options.output)
+    lines = read_lines(options.output) if options.output.exists() else []
     runs = [run for run in _runs(options) if not any(map(run.is_of, lines))]
     print(f"{len(runs)} runs are left")
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
@@ -60,11 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def read_lines(path: Path) -> list[Record]:
-    """Returns the lines of a file; none if there is no file."""
-    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
 
 
 def _fill(path: Path, runs: Sequence[Run], places: Places, pool: Executor) -> None:

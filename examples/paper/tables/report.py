@@ -1,12 +1,13 @@
 """A table's results as a page and a picture: mean and spread of each cell, the paper's beside."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 from matplotlib.figure import Figure
+
+from paper.lines import read_lines
 
 from .cells import Record
 from .results import NAMES, Key, Table, of_cells, read_tables
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("lines", type=Path, nargs="+", help="files of JSON lines")
     parser.add_argument("--output", type=Path, default=Path("runs/tables"), help="folder")
     options = parser.parse_args(arguments)
-    records = [json.loads(line) for file in options.lines for line in file.read_text().splitlines()]
+    records = [record for file in options.lines for record in read_lines(file)]
     options.output.mkdir(parents=True, exist_ok=True)
     for table in read_tables(records):
         name = f"{table.number}-{table.dataset}"

@@ -21,6 +21,7 @@ from paper.datasets.small_images import FORMATS, SmallImages, read_small_images
 from paper.settings import Settings, small_image_settings
 from paper.training import test_best, train_student
 from vid_loss.diagnostics import METRICS
+from vid_loss.durable import write_whole
 
 from .cells import Cell, Record, Run, models_of
 from .origin import data_digest, origin
@@ -75,7 +76,7 @@ class Runner:
         folder = self._folder(run.cell)
         kept = folder / "record.json"
         if not kept.exists():
-            kept.write_text(json.dumps(self._train(run, folder)))
+            write_whole(kept, json.dumps(self._train(run, folder)).encode())
             shutil.rmtree(folder / "checkpoints")
         return json.loads(kept.read_text())
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from paper.lines import read_lines
+from vid_loss.durable import write_whole
+
 from .cells import Cell, Record, Run
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at what others have taken: it may be finished, or they be killed
@@ -39,9 +42,9 @@ class FinishedRuns:
 
         Raises:
             MixedRunsError: if a run was made with something else, other data say.
+            ValueError: if a line is damaged.
         """
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        records = [json.loads(line) for line in lines]
+        records = read_lines(self.path) if self.path.exists() else []
         for record in records:
             self._check(record)
         return records
@@ -54,11 +57,9 @@ class FinishedRuns:
         """Adds a record: it is there as a whole or not at all, whenever the worker is killed."""
         self._check(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
         with FileLock(self._lock):
             lines = [json.dumps(line) + "\n" for line in (*self.read(), record)]
-            partial.write_text("".join(lines))
-            partial.replace(self.path)
+            write_whole(self.path, "".join(lines).encode())
 
     def others(self, field: str, own: str) -> str:
         """Returns how many runs have another value in a field, as a sentence; empty for none."""
