@@ -1,5 +1,6 @@
 """Random set-ups of the default form, by value and gradient, against the slow twin in float64."""
 
+import math
 import random
 
 import pytest
@@ -34,6 +35,7 @@ class SetUp:
         if self.kind != "vector":
             self.options["hidden_channels"] = draw.choice([None, 4])
             self.options["norm"] = draw.choice(self._norms())
+        self.filling = draw.choice([None, math.nan, -math.inf, 1e30])  # of masked positions
         self.seed = seed
 
     def _norms(self):
@@ -71,6 +73,13 @@ class SetUp:
                 mask = mask.to(torch.long if whole else torch.bool)
             yield student.to(self.dtype), (3 * teacher + 2).to(self.dtype), mask
 
+    def filled(self, teacher, mask):
+        """The teacher's feature with anything where it is masked; the twin has it without."""
+        if mask is None or self.filling is None:
+            return teacher
+        padding = ~mask.bool().unsqueeze(1 if self.kind == "map" else -1)
+        return teacher.masked_fill(padding, torch.tensor(self.filling, dtype=self.dtype))
+
     def tolerance(self):
         """Float32's where the loss is computed in it; the head's, where features are half."""
         return 1e-7 if self.dtype == torch.float64 else 5e-4
@@ -95,7 +104,7 @@ def test_a_random_set_up_is_its_slow_twin(tens):
         twin = Twin(loss.head, case.options["momentum"])
         for student, teacher, mask in case.batches():
             student.requires_grad_()
-            value = loss(student, teacher, mask)
+            value = loss(student, case.filled(teacher, mask), mask)
             slow = student.detach().double().requires_grad_()
             expected = twin(slow, teacher, mask, case.options["reduction"])
             compared = {"rtol": case.tolerance(), "atol": case.tolerance()}
