@@ -16,6 +16,7 @@ from vid_loss.guards import undisturbed
 from vid_loss.matching import match_layers
 from vid_loss.pairs import Pair
 
+from ._cache import check_indexed
 from ._heads import StudentHeads
 from ._inputs import Columns, as_batch, with_decoder_masks
 from ._names import named_in_wrapper
@@ -83,6 +84,8 @@ class HeadsBuilder:
         trainer, columns, teacher = self.trainer, self.columns, self.columns.teacher
         for owner, model in (("model", student), ("teacher", teacher)):
             _refuse_meta(owner, model)
+        if columns.indexed:
+            check_indexed(batch)
         device = next(student.parameters()).device
         batch = send_to_device(dict(batch), device)
         move_teacher(teacher, device)
@@ -107,7 +110,7 @@ class HeadsBuilder:
         move_teacher(teacher, trainer.args.device)
         in_state = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         return StudentHeads(
-            distiller, self.mask_of, trainer.accelerator.autocast, in_state=in_state
+            distiller, self.mask_of, trainer.accelerator.autocast, columns, in_state=in_state
         )
 
     def _matched(self, student: nn.Module, batch: Mapping[str, Any]) -> Sequence[Pair]:
@@ -115,7 +118,7 @@ class HeadsBuilder:
             student,
             self.columns.teacher,
             self.columns.for_sizing(student, batch),
-            teacher_inputs=lambda **_: self.columns.for_teacher(batch),
+            teacher_inputs=lambda **_: self.columns.for_teacher(batch=batch),
         )
         if self.trainer.is_world_process_zero():
             # What nobody chose should be seen: transformers hides INFO by default.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vid_loss.distiller import Distiller
 from vid_loss.taps import UncopiedHook
 
-from ._inputs import as_batch
+from ._cache import teacher_call
+from ._inputs import Columns, as_batch
 
 HEADS = "vid_heads"
 
@@ -35,6 +36,7 @@ class StudentHeads(UncopiedHook):
         distiller: the transfer terms; heads of an earlier one on this student are taken off.
         mask_of: returns the padding mask of a batch.
         autocast: makes the context that the heads and the teacher run in.
+        columns: know what the teacher reads of a batch.
         in_state: whether the student's state dict has them too, for an engine that saves and
             shards what is in it.
     """
@@ -44,6 +46,7 @@ class StudentHeads(UncopiedHook):
         distiller: Distiller,
         mask_of: Callable[[Mapping[str, Any]], Tensor | None],
         autocast: Callable[[], AbstractContextManager[Any]],
+        columns: Columns,
         *,
         in_state: bool = False,
     ) -> None:
@@ -51,6 +54,7 @@ class StudentHeads(UncopiedHook):
         self.student = distiller.student
         self.mask_of = mask_of
         self.autocast = autocast
+        self.columns = columns
         self.prepared: Prepared | None = None
         for hook in list(self.student._forward_hooks.values()):
             if isinstance(hook, StudentHeads):
@@ -167,9 +171,10 @@ class Transfer:
                     features = known
                     break
             else:
+                given = teacher_call(batch, heads.columns, first=not self._teacher_saw)
                 # The student's forward has Accelerate's autocast; the teacher's has none.
                 with heads.autocast():
-                    features = heads.distiller.teacher_features(batch=batch)
+                    features = heads.distiller.teacher_features(**given)
                 self._teacher_saw.append((batch, features))
         inputs = {"batch": batch, "attention_mask": mask}
         heads.prepared = Prepared(features, inputs, later=bool(self.losses))

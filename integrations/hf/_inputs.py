@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vid_loss.cache import SAMPLE_INDEX
 from vid_loss.pairs import MaskSource, Pair
 from vid_loss.taps import unwrap
 from vid_loss.teacher import Inputs
@@ -102,18 +103,24 @@ class Columns:
         teacher: without ``teacher_inputs`` it gets the columns that its forward names, but for
             labels.
         teacher_inputs: called with the columns that it names; returns the teacher's inputs.
+        indexed: whether a column says which samples a batch has, for a cache.
 
     Attributes:
         label_names: the columns that are labels.
-        teacher_only: columns that the student is not given: the teacher's and those of masks.
+        teacher_only: columns that the student is not given: the teacher's, those of masks and of
+            a cache.
     """
 
     def __init__(
         self,
         teacher: nn.Module,
         teacher_inputs: Callable[..., Inputs] | None,
+        *,
+        indexed: bool = False,
     ) -> None:
         self.teacher = teacher
+        self.indexed = indexed
+        self._places = {SAMPLE_INDEX} if indexed else set()
         self.teacher_inputs = teacher_inputs
         self.label_names = {"labels", "label", "label_ids"}
         self.teacher_only: set[str] = set()
@@ -149,6 +156,8 @@ class Columns:
         if drops_others or not takes_any(forward):
             of_student = {*kept, *arguments_of(forward), *self.label_names}
             self.teacher_only = {*self._named, *self._of_masks} - of_student
+        # However many columns a student takes.
+        self.teacher_only |= self._places - arguments_of(forward).keys()
         return sorted(self.teacher_only)
 
     def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,15 +178,30 @@ class Columns:
             columns = {name: value for name, value in columns.items() if name in named}
         return self._without_labels(student, named, columns)
 
-    def for_teacher(self, batch: Mapping[str, Any], **_: Any) -> Inputs:
+    def read_for_teacher(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the columns of a batch that the teacher's inputs are made of."""
+        read = {
+            name: value
+            for name, value in batch.items()
+            if name not in self._places and (self._all or name in self._named)
+        }
+        if self.teacher_inputs or hasattr(self._unwrapped, "prepare_decoder_input_ids_from_labels"):
+            return read
+        return {k: x for k, x in read.items() if k not in self.label_names or self._named.get(k)}
+
+    def for_teacher(self, **given: Any) -> Inputs:
         """Returns the teacher's inputs of a batch, whatever of it the student is given.
+
+        Args:
+            **given: the batch, as ``batch``; or its columns, as a cache knows them.
 
         Raises:
             ValueError: if an argument that the teacher needs is missing.
         """
-        inputs = dict(batch)
+        batch = given["batch"] if isinstance(given.get("batch"), Mapping) else given
+        inputs = {name: value for name, value in batch.items() if name not in self._places}
         if self.teacher_inputs is None:
-            inputs = self._without_labels(self._unwrapped, self._named, batch)
+            inputs = self._without_labels(self._unwrapped, self._named, inputs)
         if not self._all:
             inputs = {name: value for name, value in inputs.items() if name in self._named}
         if self.teacher_inputs is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from vid_loss import Distiller, Pair
+from vid_loss.cache import FeatureCache, checked_cache
 from vid_loss.guards import hook_guards
 from vid_loss.teacher import Inputs
 
@@ -49,6 +50,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         teacher_dtype: as in :class:`~vid_loss.Distiller`; the autocast of the Trainer's ``bf16``
             and ``fp16`` holds for the teacher anyway.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
+        cache: keeps the teacher's features; the train set has a column ``sample_index``.
         head_learning_rate: of the heads, which start at random; schedules scale it as they do the
             student's. None is ``args.learning_rate``, and with an Adam at least 5e-3.
         **kwargs: the Trainer's keyword arguments.
@@ -69,20 +71,20 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         teacher_inputs: Callable[..., Inputs] | None = None,
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
+        cache: FeatureCache | None = None,
         head_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.teacher = teacher
         self._head_learning_rate = head_learning_rate
-        self._transfer = TransferLoss(self, Columns(teacher, teacher_inputs))
+        columns = Columns(teacher, teacher_inputs, indexed=checked_cache(cache) is not None)
+        self._transfer = TransferLoss(self, columns)
         self._builder = HeadsBuilder(
-            self,
-            self._transfer.columns,
-            self._transfer.columns.with_masks(pairs),
-            example,
+            *(self, columns, columns.with_masks(pairs), example),
             mask_of=self.padding_mask,
             teacher_dtype=teacher_dtype,
             stop_teacher=stop_teacher,
+            cache=cache,
         )
         self._ready = False
         super().__init__(*args, **kwargs)

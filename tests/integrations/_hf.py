@@ -128,6 +128,7 @@ def weighted(weight):
 
 def distil(folder, student=None, teacher=None, pairs=PAIR, rows=None, cls=VIDTrainer, **options):
     of_trainer = ("compute_loss_func", "model_init", "args", "stop_teacher", "teacher_dtype")
+    of_trainer += ("cache", "data_collator")
     rest = {k: options.pop(k) for k in list(options) if k in of_trainer}
     if "model_init" not in rest:
         rest["model"] = student or bert()

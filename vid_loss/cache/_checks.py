@@ -152,7 +152,8 @@ class Checks:
             raise ValueError(
                 f"FeatureCache, sample {shards.sample_at(places[row])}: expected the inputs that "
                 "its features were computed from, and the same values beside them; got others. "
-                "Take random augmentation out, or train without a cache; for another data set "
-                "choose another folder."
+                "Take random augmentation out or wrap the data set in FixedAugmentations, and pad "
+                "texts to one length (padding='max_length'); for another data set choose another "
+                "folder."
             )
         self._common = common

@@ -53,7 +53,8 @@ def proven(
     raise ValueError(
         "FeatureCache, teacher: expected the teacher that the features are of, and that it says "
         f"the same of a sample each time and in any batch; got {wrong}. If its code, attributes "
-        "or teacher_inputs have changed, choose another folder; else train without a cache."
+        "or teacher_inputs have changed, choose another folder; if inputs come in several sizes, "
+        "bring them to one, texts by padding='max_length'; else train without a cache."
     )
 
 

@@ -36,8 +36,8 @@ class Rounding:
         if shape is not None and shape != feature.shape[1:]:
             raise ValueError(
                 f"{name}: expected the shape {tuple(shape)} of the samples before; got "
-                f"{tuple(feature.shape[1:])}. Bring all inputs to one size, or train without a "
-                "cache."
+                f"{tuple(feature.shape[1:])}. Bring all inputs to one size, texts by "
+                "padding='max_length', or train without a cache."
             )
         kept = feature.to(self.dtype)
         too_large = not bool((kept.isfinite() == feature.isfinite()).all())
