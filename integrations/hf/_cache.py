@@ -23,22 +23,20 @@ def check_indexed(batch: Mapping[str, Any]) -> None:
         )
 
 
-def teacher_call(batch: Mapping[str, Any], columns: Columns, *, first: bool) -> dict[str, Any]:
-    """Returns what a distiller's ``teacher_features`` is called with.
+def cached_call(batch: Mapping[str, Any], columns: Columns, *, first: bool) -> dict[str, Any]:
+    """Returns what the ``teacher_features`` of a distiller with a cache is called with.
 
     A cache compares what the teacher reads, and no more: the student may be given other pictures
     each time.
 
     Args:
         batch: the whole batch.
-        columns: know whether there is a cache, and what the teacher reads.
+        columns: know what the teacher reads.
         first: whether the batch is that of the first forward in its ``compute_loss``.
 
     Raises:
-        ValueError: if there is a cache, and the samples' places are missing or of another forward.
+        ValueError: if the samples' places are missing or of another forward.
     """
-    if not columns.indexed:
-        return {"batch": batch}
     if not first:
         raise ValueError(
             "VIDTrainer, cache: expected a compute_loss that runs the model on one batch; got a "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vid_loss.distiller import Distiller
 from vid_loss.taps import UncopiedHook
 
-from ._cache import teacher_call
+from ._cache import cached_call
 from ._inputs import Columns, as_batch
 
 HEADS = "vid_heads"
@@ -171,7 +171,9 @@ class Transfer:
                     features = known
                     break
             else:
-                given = teacher_call(batch, heads.columns, first=not self._teacher_saw)
+                given: Mapping[str, Any] = {"batch": batch}
+                if heads.columns.indexed:
+                    given = cached_call(batch, heads.columns, first=not self._teacher_saw)
                 # The student's forward has Accelerate's autocast; the teacher's has none.
                 with heads.autocast():
                     features = heads.distiller.teacher_features(**given)
