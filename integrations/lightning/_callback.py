@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vid_loss import Distiller, Pair, match_layers
+from vid_loss.cache import FeatureCache
 from vid_loss.teacher import Inputs
 
-from ._checks import refuse_sharded_and_manual, student_of
+from ._checks import places_in, refuse_sharded_and_manual, student_of
 from ._heads import heads_in_optimizers
 
 _WRAPPED = ("configure_optimizers", "training_step")
@@ -41,6 +42,7 @@ class VIDCallback(Callback):
         teacher_dtype: as in :class:`~vid_loss.Distiller`; Lightning's autocast holds for the
             teacher anyway.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
+        cache: keeps the teacher's features; a batch is a dict with ``"sample_index"``.
 
     Attributes:
         distiller: the transfer terms; None before ``fit`` has come to the optimizers. It stays to
@@ -58,6 +60,7 @@ class VIDCallback(Callback):
         teacher_inputs: Callable[..., Inputs] | None = None,
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.teacher = teacher
         self.distiller: Distiller | None = None
@@ -69,9 +72,11 @@ class VIDCallback(Callback):
             "teacher_inputs": teacher_inputs,
             "teacher_dtype": teacher_dtype,
             "stop_teacher": stop_teacher,
+            "cache": cache,
         }
         self._loaded: dict[str, Any] | None = None
         self._transfer: nn.Module | None = None  # the distiller, in DDP where the module is
+        self._of_cache: dict[str, Tensor] = {}
         self._terms: list[Tensor] | None = None  # of each forward; None outside training_step
         self._undo: list[Callable[[], None]] = []
 
@@ -193,7 +198,7 @@ class VIDCallback(Callback):
         """Compares with the teacher after each forward of the student that is trained on."""
         if self._terms is not None and student.training and torch.is_grad_enabled():
             assert self._transfer is not None
-            self._terms.append(self._transfer(*args, **kwargs))
+            self._terms.append(self._transfer(*args, **self._of_cache, **kwargs))
 
     def _step(
         self,
@@ -208,6 +213,7 @@ class VIDCallback(Callback):
             model: Any = trainer.strategy.model
             self._transfer.require_backward_grad_sync = model.require_backward_grad_sync
         terms: list[Tensor] = []
+        self._of_cache = places_in(args[0]) if self._built.cache else {}
         self._terms = terms
         try:
             output = step(*args, **kwargs)

@@ -1,8 +1,13 @@
-"""What a module and a Trainer must be like for the callback."""
+"""What a module, a Trainer and a batch must be like for the callback."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
+from torch import Tensor, nn
+
+from vid_loss.cache import SAMPLE_INDEX
 
 
 def student_of(pl_module: LightningModule, name: str) -> nn.Module:
@@ -39,3 +44,19 @@ def refuse_sharded_and_manual(trainer: Trainer, pl_module: LightningModule) -> N
             f"{type(trainer.strategy).__name__}, which shards what it trains. Shard a "
             "DistillationModel in the module's configure_model instead."
         )
+
+
+def places_in(batch: Any) -> dict[str, Tensor]:
+    """Returns the samples' places in their data set, for the distiller's cache.
+
+    Raises:
+        ValueError: if the batch does not name them.
+    """
+    if not (isinstance(batch, Mapping) and SAMPLE_INDEX in batch):
+        got = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"VIDCallback, cache: expected a dict with {SAMPLE_INDEX!r}, the rows' places in the "
+            f"data set, as the batch of training_step; got {got}. Return {{'images': image, "
+            f"'labels': label, {SAMPLE_INDEX!r}: index}} from the data set's __getitem__."
+        )
+    return {SAMPLE_INDEX: batch[SAMPLE_INDEX]}

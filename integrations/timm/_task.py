@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vid_loss import Distiller, Pair
+from vid_loss.cache import FeatureCache
 
 try:
     import timm
@@ -62,6 +63,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         verbose: log the pairs and weights.
         teacher_dtype: as in :class:`~vid_loss.Distiller`.
         stop_teacher: as in :class:`~vid_loss.Distiller`.
+        cache: as in :class:`~vid_loss.Distiller`; each call in training has ``sample_index``.
 
     Raises:
         TypeError, ValueError: if teacher, pairs or features do not fit; the message names them.
@@ -90,6 +92,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         *,
         teacher_dtype: torch.dtype | None = None,
         stop_teacher: bool = False,
+        cache: FeatureCache | None = None,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student: Any = unwrap_model(student_model)
@@ -110,16 +113,14 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             teacher_inputs=self.renormalize,
             teacher_dtype=teacher_dtype,
             stop_teacher=stop_teacher,
+            cache=cache,
         )
         # Later it may be compiled and wrapped.
         self.trainable_module: Any = VIDTrainableModule(student_model, distiller)
         if self.verbose:
-            _logger.info(
-                "VIDTask: task_weight=%s, distill_weight=%s, pairs: %s",
-                self.task_loss_weight,
-                self.distill_loss_weight,
-                ", ".join(f"{name} * {weight}" for name, weight in distiller.weights.items()),
-            )
+            both = self.task_loss_weight, self.distill_loss_weight
+            terms = ", ".join(f"{k} * {x}" for k, x in distiller.weights.items())
+            _logger.info("VIDTask: task_weight=%s, distill_weight=%s, pairs: %s", *both, terms)
 
     def _resolve_teacher(self, teacher: Any, path: str | None, student: Any) -> DistillationTeacher:
         if path is not None:
@@ -207,20 +208,20 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Returns the student's parameters, all or all but its last layer's, and the heads'."""
         trainable = unwrap_model(self.trainable_module)
-        of_student = list(trainable.student.parameters())
-        of_student = of_student[:-2] if exclude_head else of_student
+        of_student = list(trainable.student.parameters())[: -2 if exclude_head else None]
         return of_student + list(trainable.distiller.parameters())
 
     def _trainable(self, module: nn.Module | None, ema: bool) -> VIDTrainableModule | None:
         module = module if module is not None else self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module)
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor, sample_index: Any = None) -> dict[str, Tensor]:
         """Runs student and teacher and computes the loss.
 
         Args:
             input: images ``(N, C, H, W)``, normalised for the student.
             target: labels ``(N,)``, or what else the criterion takes.
+            sample_index: ``(N,)``, each sample's place in its data set, for the cache.
 
         Returns:
             ``loss``, ``output`` (the student's logits), ``task_loss``, ``vid_loss`` (the weighted
@@ -228,7 +229,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             each pair's value under its name.
         """
         trainable = unwrap_model(self.trainable_module)
-        output = self.trainable_module(input)
+        output = self.trainable_module(input, sample_index=sample_index)
         output, vid_loss = output if trainable.training else (output, input.new_zeros(()))
         task_loss = self.criterion(output, target)
         distiller = trainable.distiller

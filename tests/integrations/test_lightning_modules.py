@@ -14,12 +14,15 @@ from _lightning import (  # after the skip
     callback,
     fit,
     loader,
+    samples,
     states,
 )
 from _scripts import PAIRS, models  # after the skip
+from torch.utils.data import DataLoader  # after the skip
 from vid_loss.integrations.lightning import VIDCallback  # after the skip
 
 from vid_loss import Distiller  # after the skip
+from vid_loss.cache import FeatureCache  # after the skip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),  # advice on workers and the like
@@ -152,3 +155,30 @@ def test_a_student_that_stays_in_eval_mode_is_named():
     task.model.eval()  # as from_pretrained() leaves one, and Lightning as it is
     with pytest.raises(RuntimeError, match="in train mode; it did not"):
         fit(task, callback())
+
+
+class WithPlaces(Task):
+    """Its batches are dicts, which name the samples."""
+
+    def train_dataloader(self):
+        rows = enumerate(samples())
+        rows = [{"images": x, "labels": y, "sample_index": i} for i, (x, y) in rows]
+        return DataLoader(rows, batch_size=4)
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self(batch["images"]), batch["labels"])
+
+
+def test_a_cache_changes_no_bit_and_runs_the_teacher_once_per_sample(tmp_path):
+    pytest.importorskip("safetensors")
+    tasks, ran = [WithPlaces(), WithPlaces()], []
+    caches = None, FeatureCache(tmp_path, dtype=torch.float32)
+    for task, cache in zip(tasks, caches, strict=True):
+        one = callback(cache=cache)
+        ran.clear()
+        one.teacher.register_forward_hook(lambda _, args, output: ran.append(len(args[0])))
+        fit(task, one)
+    assert_equal(*(task.state_dict() for task in tasks))
+    assert sum(x for x in ran if x == 4) == len(samples())
+    with pytest.raises(ValueError, match=r"a dict with 'sample_index'.*as the batch.*; got list"):
+        fit(Task(), callback(cache=caches[1]))

@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from vid_loss import KDLoss, Pair, VIDLoss
+from vid_loss.cache import FeatureCache
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
@@ -199,3 +200,20 @@ def test_missing_timm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'vid-loss\[timm\]'"):
         importlib.import_module("vid_loss.integrations.timm._task")
+
+
+def test_a_cache_serves_the_teachers_features_by_the_index_of_a_call(tmp_path):
+    pytest.importorskip("safetensors")
+    teacher, samples = _model("resnet10t", seed=9), []
+    cache = FeatureCache(tmp_path, dtype=torch.float32)
+    task = _task(teacher=teacher, cache=cache)
+    teacher.register_forward_hook(lambda _, args, output: samples.append(len(args[0])))
+    without = _task()
+    for _ in range(3):
+        cached = task(*_batch(), sample_index=torch.arange(4))["loss"]
+        assert torch.equal(cached, without(*_batch())["loss"])
+    assert samples.count(4) == 1
+    assert max(samples[1:]) == 1  # one is looked at again
+    assert task.eval()(*_batch())["vid_loss"] == 0
+    with pytest.raises(ValueError, match="FeatureCache, sample_index: expected integers"):
+        task.train()(*_batch())
