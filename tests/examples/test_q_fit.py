@@ -72,6 +72,18 @@ def test_a_miniature_writes_a_line_per_run_once_and_reports_them(tmp_path, capsy
     assert row in (tmp_path / "lines.md").read_text()
 
 
+def test_views_are_runs_of_their_own_and_have_a_row(tmp_path, capsys):
+    output = ("--output", str(tmp_path / "lines.jsonl"))
+    few = ("--settings", "sgd-0.1", "--steps", "4", "--views", "free", "1", "3")
+    main(("run", *MINIATURE, *few, "--work", str(tmp_path / "work"), *output))
+    lines = read_lines(tmp_path / "lines.jsonl")
+    assert sorted(str(x["views"]) for x in lines) == ["1", "3", "None"]
+    main(("report", *output))
+    text = capsys.readouterr().out
+    for views in ("", "views 1, ", "views 3, "):
+        assert f"| digits | sgd-0.1 | default, {views}hidden_channels=4, norm=none | 1 |" in text
+
+
 def test_what_a_line_says_of_its_steps():
     steps = [float(step) for step in range(1, 121)]
     assert milestones({"a": steps}) == {
