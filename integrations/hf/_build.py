@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from vid_loss.distiller import Distiller
@@ -18,7 +18,7 @@ from vid_loss.pairs import Pair
 
 from ._cache import check_indexed
 from ._heads import StudentHeads
-from ._inputs import Columns, as_batch, with_decoder_masks
+from ._inputs import Columns, as_batch, padding_mask, with_decoder_masks
 from ._names import named_in_wrapper
 from ._sizing import FirstRows
 
@@ -34,7 +34,6 @@ class HeadsBuilder:
         columns: know the teacher, and what it is called with.
         pairs: as in :class:`~vid_loss.Distiller`; None matches layers.
         example: a collated batch; None takes the first rows of the train set.
-        mask_of: returns a batch's padding mask.
         **options: those of :class:`~vid_loss.Distiller`.
 
     Attributes:
@@ -47,8 +46,6 @@ class HeadsBuilder:
         columns: Columns,
         pairs: Mapping[str, str] | Sequence[Pair] | None,
         example: Mapping[str, Any] | None,
-        *,
-        mask_of: Callable[[Mapping[str, Any]], Tensor | None],
         **options: Any,
     ) -> None:
         self.trainer = trainer
@@ -56,7 +53,6 @@ class HeadsBuilder:
         self.pairs = pairs
         self.example = example
         self._first_rows: FirstRows | None = None
-        self.mask_of = mask_of
         self.options = options
 
     def build(self, student: nn.Module) -> StudentHeads | None:
@@ -97,7 +93,7 @@ class HeadsBuilder:
         if getattr(getattr(student, "config", None), "is_encoder_decoder", False):
             pairs = with_decoder_masks(pairs)
         # The heads take their mask from the keyword that a Distiller knows, whatever made it.
-        example = {"batch": batch, "attention_mask": self.mask_of(batch)}
+        example = {"batch": batch, "attention_mask": padding_mask(batch)}
         with _called_on_batches(student, columns):
             distiller = Distiller(
                 student,
@@ -109,9 +105,7 @@ class HeadsBuilder:
             )
         move_teacher(teacher, trainer.args.device)
         in_state = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        return StudentHeads(
-            distiller, self.mask_of, trainer.accelerator.autocast, columns, in_state=in_state
-        )
+        return StudentHeads(distiller, trainer.accelerator.autocast, columns, in_state=in_state)
 
     def _matched(self, student: nn.Module, batch: Mapping[str, Any]) -> Sequence[Pair]:
         pairs = match_layers(

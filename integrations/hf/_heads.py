@@ -11,7 +11,7 @@ from vid_loss.distiller import Distiller
 from vid_loss.taps import UncopiedHook
 
 from ._cache import cached_call
-from ._inputs import Columns, as_batch
+from ._inputs import Columns, as_batch, padding_mask
 
 HEADS = "vid_heads"
 
@@ -34,7 +34,6 @@ class StudentHeads(UncopiedHook):
 
     Args:
         distiller: the transfer terms; heads of an earlier one on this student are taken off.
-        mask_of: returns the padding mask of a batch.
         autocast: makes the context that the heads and the teacher run in.
         columns: know what the teacher reads of a batch.
         in_state: whether the student's state dict has them too, for an engine that saves and
@@ -44,7 +43,6 @@ class StudentHeads(UncopiedHook):
     def __init__(
         self,
         distiller: Distiller,
-        mask_of: Callable[[Mapping[str, Any]], Tensor | None],
         autocast: Callable[[], AbstractContextManager[Any]],
         columns: Columns,
         *,
@@ -52,7 +50,6 @@ class StudentHeads(UncopiedHook):
     ) -> None:
         self.distiller = distiller
         self.student = distiller.student
-        self.mask_of = mask_of
         self.autocast = autocast
         self.columns = columns
         self.prepared: Prepared | None = None
@@ -163,7 +160,6 @@ class Transfer:
         batch.pop("num_items_in_batch", None)
         if args:
             batch = as_batch(heads.student, batch, args, kwargs)
-        mask = heads.mask_of(batch)
         features: Mapping[str, Tensor] = {}
         if any(heads.distiller.weights.values()):
             for seen, known in self._teacher_saw:  # a loss may call the model on one many times
@@ -178,7 +174,7 @@ class Transfer:
                 with heads.autocast():
                     features = heads.distiller.teacher_features(**given)
                 self._teacher_saw.append((batch, features))
-        inputs = {"batch": batch, "attention_mask": mask}
+        inputs = {"batch": batch, "attention_mask": padding_mask(batch)}
         heads.prepared = Prepared(features, inputs, later=bool(self.losses))
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:

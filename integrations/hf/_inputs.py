@@ -54,6 +54,12 @@ def as_batch(
     return {**batch, **given}
 
 
+def padding_mask(batch: Mapping[str, Any]) -> Tensor | None:
+    """Returns ``(N, L)``, nonzero at tokens that count, if the batch says which do."""
+    mask = batch.get("attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
 @dataclass(frozen=True)
 class _MaskOfColumns:
     """A pair's mask from the batch that a Distiller here is called with."""

@@ -80,8 +80,10 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         columns = Columns(teacher, teacher_inputs, indexed=checked_cache(cache) is not None)
         self._transfer = TransferLoss(self, columns)
         self._builder = HeadsBuilder(
-            *(self, columns, columns.with_masks(pairs), example),
-            mask_of=self.padding_mask,
+            self,
+            columns,
+            columns.with_masks(pairs),
+            example,
             teacher_dtype=teacher_dtype,
             stop_teacher=stop_teacher,
             cache=cache,
@@ -106,11 +108,6 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         heads, self._transfer.heads = self._transfer.heads, None
         if heads is not None:
             heads.detach()
-
-    def padding_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Returns ``(N, L)``, nonzero at tokens that count, or None. It may be overridden."""
-        mask = inputs.get("attention_mask")
-        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     # ---- Building ----
 

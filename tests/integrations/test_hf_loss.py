@@ -6,6 +6,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from _hf import (
+    LAYERS,
     LLAMA_PAIR,
     NAME,
     PAIR,
@@ -20,7 +21,6 @@ from _hf import (
     weighted,
     without_estimates,
 )
-from vid_loss.integrations.hf import VIDTrainer
 
 from vid_loss import KDLoss, Pair
 
@@ -52,13 +52,11 @@ def test_masked_tokens_count_nowhere(tmp_path):
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
-def test_padding_mask_can_be_overridden(tmp_path):
-    class Unmasked(VIDTrainer):
-        def padding_mask(self, inputs):
-            return None
-
+def test_a_pair_may_count_the_padding_too(tmp_path):
+    everywhere = [Pair(*LAYERS, mask=lambda input_ids: torch.ones_like(input_ids))]
     masked, unmasked = (
-        distil(tmp_path, no_dropout_bert(), cls=cls, max_steps=1) for cls in (VIDTrainer, Unmasked)
+        distil(tmp_path, no_dropout_bert(), pairs=pairs, max_steps=1)
+        for pairs in (PAIR, everywhere)
     )
     masked.train()
     unmasked.train()

@@ -111,21 +111,16 @@ def t5(width, seed):
     return transformers.T5ForConditionalGeneration(config)
 
 
-class OfDecoder(VIDTrainerMixin, Seq2SeqTrainer):
-    def padding_mask(self, inputs):
-        return inputs["labels"] != -100
+class Translator(VIDTrainerMixin, Seq2SeqTrainer):
+    """Distils, and generates in evaluation."""
 
 
-class OfEncoder(VIDTrainerMixin, Seq2SeqTrainer):
-    pass
-
-
-@pytest.mark.parametrize(("cls", "side"), [(OfEncoder, "encoder"), (OfDecoder, "decoder")])
-def test_seq2seq(tmp_path, cls, side):
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_seq2seq(tmp_path, side):
     layer = f"{side}.final_layer_norm"
     rows = [{**row, "labels": row["input_ids"][:5]} for row in sentences()]
     args = arguments(tmp_path, Seq2SeqTrainingArguments, predict_with_generate=True, max_steps=2)
-    trainer = cls(
+    trainer = Translator(
         t5(16, 0),
         args,
         train_dataset=rows,

@@ -133,15 +133,15 @@ def test_it_distils_every_column(tmp_path, encoder, case):
 
 def test_a_column_s_padding_counts_nowhere(tmp_path, encoder):
     trainer = build(tmp_path, encoder, "two columns", 1.0)
-    student, masks = trainer.model, []
-    padding_mask = trainer.padding_mask
-    trainer._transfer.heads.mask_of = lambda batch: masks.append(padding_mask(batch)) or masks[-1]
-    student.register_forward_pre_hook(lambda _, args: masks.append(args[0]["attention_mask"]))
+    (loss,) = trainer.distiller.losses.values()
+    given, counted = [], []
+    trainer.model.register_forward_pre_hook(lambda _, args: given.append(args[0]["attention_mask"]))
+    loss.register_forward_pre_hook(lambda *call: counted.append(call[-1]["mask"]), with_kwargs=True)
     trainer.train()
-    assert len(masks) == 8
-    for ours, given in zip(masks[::2], masks[1::2], strict=True):
-        assert ours is given
-    assert any((mask == 0).any() for mask in masks)
+    assert len(counted) == len(given) == 4
+    for ours, mask in zip(counted, given, strict=True):
+        assert torch.equal(ours != 0, mask != 0)
+    assert any((mask == 0).any() for mask in given)
 
 
 def test_a_teacher_of_transformers_gets_each_column_by_its_own_names(tmp_path, encoder):
