@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
+import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from vid_loss.cache import SAMPLE_INDEX
@@ -102,6 +104,15 @@ def _where_labels_count(
     return labels != -100 if isinstance(labels, Tensor) and labels.ndim == 2 else None
 
 
+def _chosen_device(teacher: nn.Module) -> torch.device | None:
+    """Returns the one device that a ``device_map`` has put a teacher on.
+
+    It moves its inputs itself only if it is spread over several, or offloaded.
+    """
+    places = {*(getattr(teacher, "hf_device_map", None) or {}).values()}
+    return None if len(places) != 1 or places == {"disk"} else torch.device(*places)
+
+
 class Columns:
     """Which columns of a batch go to which model.
 
@@ -135,6 +146,7 @@ class Columns:
         function = teacher_inputs or forward_of(teacher)
         self._named = arguments_of(function)
         self._all = takes_any(function) if teacher_inputs else not self._named
+        self._device = _chosen_device(teacher)
         self._of_masks: set[str] = set()
 
     def with_masks(self, pairs: Any) -> Any:
@@ -211,7 +223,7 @@ class Columns:
         if not self._all:
             inputs = {name: value for name, value in inputs.items() if name in self._named}
         if self.teacher_inputs is not None:
-            return self.teacher_inputs(**inputs)
+            return self._placed(self.teacher_inputs(**inputs))
         missing = [name for name, needed in self._named.items() if needed and name not in inputs]
         if missing or not inputs:
             raise ValueError(
@@ -219,7 +231,10 @@ class Columns:
                 f"its forward takes; got {list(batch)}. Pass teacher_inputs=, for example "
                 "teacher_inputs=lambda pixel_values, **_: (pixel_values,)."
             )
-        return inputs
+        return self._placed(inputs)
+
+    def _placed(self, inputs: Inputs) -> Inputs:
+        return inputs if self._device is None else send_to_device(inputs, self._device)
 
     def _without_labels(
         self, model: nn.Module, named: Mapping[str, bool], batch: Mapping[str, Any]

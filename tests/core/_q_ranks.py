@@ -44,9 +44,22 @@ def batch(step):
     return x, torch.arange(8) % 3, mask
 
 
-def build(norms):
+def shard(model, root):
+    """Shards a net's larger layers, and the root that holds what is left."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in (model.maps, model.tokens):
+        fully_shard(module, mesh=mesh)
+    fully_shard(root, mesh=mesh)
+
+
+def build(norms, how="alone"):
     torch.manual_seed(0)
     student, teacher = Net(4), Net(8)
+    if "teacher" in how:
+        shard(teacher, teacher)
     maps, tokens = (partial(VIDLoss, norm=norm) for norm in norms)
     pairs = [
         Pair("maps", "maps", loss=maps),
@@ -61,20 +74,14 @@ def build(norms):
 
 def wrap(how, student, distiller):
     """Returns a step's task output and transfer loss, and the modules to be trained."""
-    if how == "beside":
+    if how.startswith("beside"):
         net, heads = DistributedDataParallel(student), DistributedDataParallel(distiller)
         return (lambda **x: (net(**x), heads(**x))), [student, distiller]
     model = DistillationModel(student, distiller)
     if how == "model":
         return DistributedDataParallel(model), [model]
-    if how == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-        for module in (student.maps, student.tokens):
-            fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+    if how.startswith("fsdp"):
+        shard(student, model)
     return model, [model]
 
 
@@ -98,7 +105,7 @@ def main(rank, processes, folder, how, norms):
 
 
 def train(rank, processes, how, norms):
-    student, distiller = build(norms)
+    student, distiller = build(norms, how)
     run, trained = wrap(how, student, distiller)
     parameters = [p for module in trained for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)

@@ -17,6 +17,8 @@ WAYS = [
     "beside",
     "model",
     pytest.param("fsdp", marks=needs_gloo_that_averages),
+    "beside, sharded teacher",  # nothing of a teacher is averaged, so any gloo will do
+    pytest.param("fsdp, sharded teacher", marks=needs_gloo_that_averages),
 ]
 
 

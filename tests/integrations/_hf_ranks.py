@@ -13,6 +13,8 @@ from _hf import LLAMA_PAIR, arguments, llama, llama_teacher, logged, sentences, 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from vid_loss.integrations.hf import VIDTrainer
 
 from vid_loss import Pair
@@ -20,13 +22,13 @@ from vid_loss import Pair
 LLAMA_LAYERS = next(iter(LLAMA_PAIR.items()))
 
 
-def pretend_fsdp(**options):
-    """Takes Accelerate's FSDP2 path on CPU, which it refuses by itself."""
+def pretend_fsdp(version=2, **options):
+    """Takes Accelerate's FSDP path on CPU, which it refuses by itself."""
     make = Accelerator.__init__
 
     def init(self, *args, **kwargs):
         make(self, *args, **kwargs)
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=version, **options)
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
         AcceleratorState._shared_state["fsdp_plugin"] = plugin
@@ -48,15 +50,28 @@ def main(rank, processes, port, folder, output, options):
         raise
 
 
-def train(rank, folder, output, fsdp=None, resume=None, estimates=True, **options):
+def sharded_teacher():
+    """Each rank holds a half of every weight, as of a teacher that no one rank can hold."""
+    teacher = llama_teacher()
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in (*teacher.model.layers, teacher):
+        fully_shard(module, mesh=mesh)
+    return teacher
+
+
+def train(
+    rank, folder, output, fsdp=None, resume=None, estimates=True, shards=False, own=None, **options
+):
     if fsdp:
         pretend_fsdp(**fsdp)
+    args = arguments(folder, optim="sgd", **options)  # starts the processes' group
     trainer = VIDTrainer(
         llama(),
-        arguments(folder, optim="sgd", **options),
+        args,
         train_dataset=sentences(),
-        teacher=llama_teacher(),
+        teacher=sharded_teacher() if shards else llama_teacher(),
         pairs=[Pair(*LLAMA_LAYERS, weight=1.0)] if estimates else without_estimates(LLAMA_PAIR),
+        **own or {},
     )
     trainer.train(resume_from_checkpoint=resume)
     state = {

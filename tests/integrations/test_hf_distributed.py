@@ -95,6 +95,13 @@ def test_ddp_with_accumulation_is_one_process_with_the_joined_batch(
     assert_same(ranks, joined_without_estimates)
 
 
+@pytest.mark.parametrize("fsdp", [None, pytest.param(SHARDED, marks=needs_gloo_that_averages)])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_sharded_teacher_teaches_as_the_whole_one(tmp_path, joined, fsdp, stop):
+    options = {"max_steps": 3, "fsdp": fsdp, "shards": True, "own": {"stop_teacher": stop}}
+    assert_same(run(tmp_path, 2, per_device_train_batch_size=4, **options), joined)
+
+
 @needs_gloo_that_averages
 def test_fsdp2_trains_saves_shards_resumes_and_exports(tmp_path, joined):
     options = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}

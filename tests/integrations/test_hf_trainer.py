@@ -21,9 +21,10 @@ from _hf import (
     weighted,
     without_estimates,
 )
+from _hf_ranks import pretend_fsdp
+from accelerate import Accelerator
 from transformers import Trainer
 from vid_loss.integrations.hf import VIDTrainer
-from vid_loss.integrations.hf._build import refuse_engine
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1.0])
@@ -161,15 +162,12 @@ def test_data_parallel_is_refused(tmp_path, monkeypatch):
         VIDTrainer(bert(), args, train_dataset=texts(), teacher=bert_teacher(), pairs=PAIR)
 
 
-def test_fsdp_1_is_refused(tmp_path, monkeypatch):
-    trainer = distil(tmp_path)
-    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    plugin = types.SimpleNamespace(fsdp_version=1)
-    monkeypatch.setitem(trainer.accelerator.state._shared_state, "fsdp_plugin", plugin)
-    with pytest.raises(ValueError, match="expected FSDP 2; got version 1"):
-        refuse_engine(trainer)
-    plugin.fsdp_version = 2
-    refuse_engine(trainer)
+@pytest.mark.filterwarnings("ignore:.*FSDP:FutureWarning")
+def test_fsdp_1_is_refused_when_the_trainer_is_made(tmp_path, monkeypatch, fresh_state):
+    monkeypatch.setattr(Accelerator, "__init__", Accelerator.__init__)  # put back afterwards
+    pretend_fsdp(version=1)
+    with pytest.raises(ValueError, match=r"expected FSDP 2; got version 1.*Set fsdp_version: 2"):
+        distil(tmp_path)
 
 
 def test_a_teacher_on_the_meta_device_is_refused(tmp_path):
