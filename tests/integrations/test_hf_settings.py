@@ -10,7 +10,7 @@ pytest.importorskip("accelerate")
 
 import numpy as np
 from _asserts import assert_same_state, state_of
-from _hf import PAIR, arguments, bert, bert_teacher, distil, logged, texts
+from _hf import LAYERS, PAIR, arguments, bert, bert_teacher, distil, logged, texts
 from _hf_net import distil as distil_net
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
@@ -176,6 +176,23 @@ def test_a_loss_that_is_not_finite_is_logged_by_one_rule(tmp_path, filtered, acc
         assert loss == pytest.approx(task + transfer, rel=1e-5)
     else:
         assert not np.isfinite([loss, task]).any()
+
+
+def test_a_teacher_that_overflows_ends_the_run_before_a_weight_sees_it(tmp_path):
+    def overflow(module, args, output):
+        if trainer.state.global_step == 2:
+            output = output.clone()
+            output[0, 0, 0] = torch.inf
+        return output
+
+    trainer = distil(tmp_path)
+    layer = trainer.teacher.get_submodule(LAYERS[1])
+    layer.register_forward_hook(overflow, prepend=True)
+    with pytest.raises(RuntimeError, match=rf"expected finite features .* layer '{LAYERS[1]}'"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert len(logged(trainer, "loss")) == 2
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 def without_gradients(trainer):
