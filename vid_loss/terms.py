@@ -208,7 +208,8 @@ def _idle(loss: nn.Module, feature: Tensor) -> Tensor:
     """Returns 0 as a function of all parameters of a loss that is not computed."""
     zero = torch.zeros((), device=feature.device)
     for parameter in loss.parameters():
-        if parameter.requires_grad:
+        # DeepSpeed's ZeRO 3 leaves nothing of it outside its module's forward, and waits for none.
+        if parameter.requires_grad and parameter.numel():
             zero = zero + (parameter * 0).nan_to_num(0).sum().to(zero)
     return zero
 

@@ -21,6 +21,7 @@ from ._heads import StudentHeads
 from ._inputs import Columns, as_batch, padding_mask, with_decoder_masks
 from ._names import named_in_wrapper
 from ._sizing import FirstRows
+from ._zero import refuse_partitioned_teacher, whole
 
 logger = logging.getLogger(__name__)
 _OURS = f"{__package__}._trainer"
@@ -70,7 +71,11 @@ class HeadsBuilder:
         if self.example is None and self.trainer.train_dataset is not None:
             self._first_rows = _first_rows_of(self.trainer)
             self.example = self._first_rows.batch
-        return None if self.example is None else self._sized(student, self.example)
+        if self.example is None:
+            return None
+        refuse_partitioned_teacher(self.columns.teacher)
+        with whole(student):
+            return self._sized(student, self.example)
 
     def put_back(self, dataset: Any) -> Any:
         """Returns the train set with the rows that were taken from it, for its loader."""

@@ -16,6 +16,7 @@ from ._heads import StudentHeads, Transfer
 from ._inputs import Columns
 from ._log import LossMeans
 from ._optimizer import refuse_optimizer_without_heads
+from ._zero import whole
 
 
 class TransferLoss:
@@ -114,7 +115,7 @@ class TransferLoss:
             return False
         student = self.heads.student
         device = next(student.parameters()).device
-        with undisturbed(student), _same_records(trainer):
+        with whole(student), undisturbed(student), _same_records(trainer):
             one, two = (
                 self._task_loss(
                     student, dict(send_to_device(batch, device)), num_items_in_batch=count
