@@ -160,6 +160,7 @@ class Transfer:
         batch.pop("num_items_in_batch", None)
         if args:
             batch = as_batch(heads.student, batch, args, kwargs)
+        mask = padding_mask(batch)
         features: Mapping[str, Tensor] = {}
         if any(heads.distiller.weights.values()):
             for seen, known in self._teacher_saw:  # a loss may call the model on one many times
@@ -174,7 +175,7 @@ class Transfer:
                 with heads.autocast():
                     features = heads.distiller.teacher_features(**given)
                 self._teacher_saw.append((batch, features))
-        inputs = {"batch": batch, "attention_mask": padding_mask(batch)}
+        inputs = {"batch": batch, "attention_mask": mask}
         heads.prepared = Prepared(features, inputs, later=bool(self.losses))
 
     def _after(self, _: nn.Module, args: Any, output: Any) -> Any:
