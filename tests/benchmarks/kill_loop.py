@@ -150,7 +150,8 @@ def main() -> None:
             except AssertionError as error:
                 print(f"run {runs}: {error}")
     print(f"kills: {kills}, of {runs} runs, {damaged} with a damaged checkpoint besides")
-    print(f"checkpoints cut when a run was taken up for the last time: {halves}")
+    if engine.run is trainer_child.main:
+        print(f"checkpoints cut when a run was taken up for the last time: {halves}")
     print(f"ends equal to the whole run's: {equal} of {runs}")
     raise SystemExit(equal < runs)
 

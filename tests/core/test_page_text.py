@@ -197,7 +197,7 @@ def test_every_row_of_the_front_page_is_a_test():
 def test_the_front_page_is_short_and_its_set_up_commands_are_one_line_each():
     text = README.read_text()
     assert len(text.splitlines()) <= 160
-    for marker, last in (("quickstart", "examples/quickstart.py"), ("tests", "-m pytest")):
+    for marker, last in (("quickstart", "examples/quickstart.py"), ("tests", "worksteal")):
         (command,) = re.findall(rf"^<!-- {marker} -->\n```bash\n(.*?)\n```$", text, re.M | re.S)
         assert command.startswith("python3 -m venv .venv && "), command
         assert command.endswith(last)

@@ -31,7 +31,7 @@ def run(folder, processes, how, norms):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=100)
+        worker.join(timeout=600)
         worker.kill()
     errors = "".join(path.read_text() for path in folder.glob("*.txt"))
     assert [worker.exitcode for worker in workers] == [0] * processes, errors

@@ -121,7 +121,7 @@ def test_a_killed_workers_run_is_taken_up_by_a_waiting_one(tmp_path):
     finally:
         killed.kill()
         killed.join()
-    thread.join(timeout=60)
+    thread.join(timeout=300)
     assert log.runs[-1] == taken
     assert len(log.runs) == len(finished_in(tmp_path).read()) == TESTS
 

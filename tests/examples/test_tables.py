@@ -31,6 +31,7 @@ MINIATURE += ("--steps-per-epoch", "3", "--methods", "student", "mi", "--regimes
 MINIATURE += ("--seeds", "2")
 # Of each regime: 2 students; 3 lambdas with 2 seeds and 2 tests of the best.
 RUNS = 2 * (2 + 3 * 2 + 2)
+PATIENCE = 1200  # seconds, on a machine that does much else
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -69,7 +70,7 @@ def test_a_killed_table_is_finished_by_two_workers_without_repeating(tmp_path, c
     killed = kill_in_a_run(first, tmp_path)
     before = read(tmp_path)
     workers = [start(tmp_path), start(tmp_path)]
-    printed = [worker.communicate(timeout=300)[0] for worker in workers]
+    printed = [worker.communicate(timeout=PATIENCE)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], printed
     after = read(tmp_path)
     cells = [record for record in after if not record["pretrained"]]
@@ -87,7 +88,7 @@ def test_a_killed_table_is_finished_by_two_workers_without_repeating(tmp_path, c
     assert all(r["validation_images"] > 500 for r in cells)  # those that nobody is given
     assert {"command", "revision", "versions", "seconds", "seed", "data"} <= after[0].keys()
     assert [*(tmp_path / "runs").iterdir()] == []  # nor does a run leave a checkpoint
-    assert start(tmp_path).communicate(timeout=300)[0] == ""
+    assert start(tmp_path).communicate(timeout=PATIENCE)[0] == ""
     assert read(tmp_path) == after
     report.main([str(tmp_path / "1a-digits.jsonl"), "--output", str(tmp_path)])
     tests = [r["test"] for r in cells if (r["method"], r["n"], r["test"] is None) == ("mi", 4, 0)]

@@ -74,7 +74,7 @@ def launch(output: Path, *options: str, processes: int = 1) -> subprocess.Comple
         [*command, str(CHILD), str(output), *options],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

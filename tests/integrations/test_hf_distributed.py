@@ -36,7 +36,7 @@ def run(folder, processes, **options):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=300)  # where much else runs, it takes its time
+        worker.join(timeout=600)  # where much else runs, it takes its time
         worker.kill()
     errors = "".join(path.read_text() for path in output.glob("*.txt"))
     assert [worker.exitcode for worker in workers] == [0] * processes, errors
