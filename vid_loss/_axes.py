@@ -120,10 +120,9 @@ def _batch_axis(side: Side, first: Tensor, resized: _Trial) -> int:
         or all(getattr(module, "batch_first", True) for module in side.model.modules())
     ):
         return 0
-    sizes = first.shape
-    if _are_samples(side, sizes[0], resized(0)) or not _are_samples(side, sizes[1], resized(1)):
-        return 0
-    return 1
+    # Both runs, whatever the first says: a sharded model has to run as often in each process.
+    rows, columns = (_are_samples(side, first.shape[dim], resized(dim)) for dim in (0, 1))
+    return int(columns and not rows)
 
 
 def _are_samples(side: Side, size: int, others: _Features | None) -> bool:

@@ -229,3 +229,12 @@ def test_variance_finds_the_residuals_own():
 def test_variance_refuses_what_is_no_variance(options, message):
     with pytest.raises(ValueError, match=message):
         trained(1, **options)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (4, 3, 2, 2)])
+def test_torch_func_differentiates_it(shape):
+    mean, target, var = torch.randn(shape), torch.randn(shape), torch.rand(3) + 0.5
+    gradient = torch.func.grad(lambda x: gaussian_nll(x, target, var))(mean)
+    mean.requires_grad_()
+    (expected,) = torch.autograd.grad(gaussian_nll(mean, target, var), mean)
+    torch.testing.assert_close(gradient, expected)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from _models import TokenNet, cnn_pair, images
 
-from vid_loss import Distiller, KDLoss, Pair
+from vid_loss import Distiller, KDLoss, Pair, VIDLoss
 from vid_loss.diagnostics import log_likelihood
 
 PAIRS = [Pair("stage1", "stage2"), Pair("fc:input", "fc"), Pair("fc", "fc", loss=KDLoss())]
@@ -59,3 +59,15 @@ def test_the_features_of_the_next_step_are_its_own():
     log_likelihood(distiller, images())
     with pytest.raises(RuntimeError, match="has not run forward in train mode"):
         distiller(images())
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 5, 3), (8, 3, 2, 2)])
+def test_a_channel_that_never_changes_counts_as_in_the_loss(shape):
+    torch.manual_seed(0)
+    loss = VIDLoss(shape, shape)
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    teacher.select(1 if len(shape) == 4 else -1, 1).fill_(7.0)
+    loss(student, teacher)
+    loss.eval()
+    likelihood = loss.log_likelihood(student, teacher)
+    torch.testing.assert_close(-likelihood.mean(), loss(student, teacher).detach())

@@ -176,3 +176,26 @@ def test_a_state_without_estimates_is_refused():
     state = {name: x for name, x in loss.state_dict().items() if "scale" not in name}
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*scale"):
         loss.load_state_dict(state)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 4, 3), (0, 3, 2, 2)])
+def test_a_process_without_samples_takes_those_of_the_others(monkeypatch, shape):
+    whole, empty, sent = scale_of(3), scale_of(3), []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sent.append(x.clone()))
+    whole.update(5 + torch.randn(6, *shape[1:]), None, joined=True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(sent[0]))
+    empty.update(torch.empty(shape), None, joined=True)
+    assert whole.positions.min() > 0
+    for name, estimate in whole.state_dict().items():
+        assert torch.equal(empty.state_dict()[name], estimate), name
+
+
+def test_estimates_of_a_wider_teacher_stay_in_their_dtype():
+    """A float64 teacher beside heads in float32: the loss widens the features, not the buffers."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(8, 3), 3 * torch.randn(8, 3, dtype=torch.float64)
+    wide, narrow = VIDLoss((8, 3), (8, 3)), VIDLoss((8, 3), (8, 3))
+    narrow.load_state_dict(wide.state_dict())
+    values = wide(student, teacher), narrow(student, teacher.float())
+    torch.testing.assert_close(values[0].float(), values[1])
+    torch.testing.assert_close(wide.state_dict(), narrow.state_dict())

@@ -23,7 +23,8 @@ class FixedAugmentations(Dataset[Any]):
     torch's generators seeded by ``(seed, i, view)``: the same in every epoch, worker and order.
     Which view comes is drawn anew each time, from the generator of the program or of the worker.
     So epochs keep their length, nobody tells it of them, and the teacher runs at most ``views``
-    times per sample. One view is no augmentation, only another picture.
+    times per sample. One view is no augmentation, only another picture. Join data sets before, as
+    ``FixedAugmentations(one + other, views=4)``: the places of two would be the same.
 
     Args:
         dataset: with ``len()`` and rows by index, and augmentation in them. Generators of its own,

@@ -99,6 +99,8 @@ class TeacherScale(Estimates):
         count, mean, var = _moments(feature.detach(), mask, mean_so_far.shape[0])
         if joined:
             count, mean, var = _joined(count, mean, var)
+        if mean.dtype != mean_so_far.dtype:
+            mean, var = mean.to(mean_so_far), var.to(var_so_far)
         # One operation where isfinite() is four; what is not finite would stay for ever.
         taken = var < torch.inf
         if isinstance(count, Tensor) or not count:
@@ -142,14 +144,12 @@ def _moments(
     dims = (0, 2, 3) if is_map else tuple(range(feature.ndim - 1))
     count: int | Tensor = feature.numel() // max(channels, 1)
     divisor: int | Tensor = max(count, 1)
-    if mask is None:
-        mean = feature.mean(dims)
-    else:
+    if mask is not None:
         count = mask.sum()
         divisor = count.clamp(min=1)
         padded = ~mask.unsqueeze(-1)
         feature = feature.masked_fill(padded, 0)  # it may be NaN there
-        mean = feature.sum(dims) / divisor
+    mean = feature.sum(dims) / divisor  # 0 of no positions, where mean() would be NaN
     centered = feature - (mean.view(-1, 1, 1) if is_map else mean)
     if mask is not None:
         centered.masked_fill_(padded, 0)

@@ -15,10 +15,10 @@ def sum_of_squares(residual: Tensor) -> Tensor:
     """Returns the sum of ``residual ** 2`` over positions, ``(N, C)``."""
     if residual.ndim == 2:
         return residual.square()
-    if residual.ndim == 3:
-        squared: Tensor = _SumOfSquares.apply(residual, 1)
-    else:
-        squared = _SumOfSquares.apply(residual.flatten(2), 2)
+    flat, dim = (residual, 1) if residual.ndim == 3 else (residual.flatten(2), 2)
+    if torch._C._are_functorch_transforms_active():  # torch.func differentiates what it can see
+        return flat.square().sum(dim)
+    squared: Tensor = _SumOfSquares.apply(flat, dim)
     return squared
 
 
@@ -85,7 +85,7 @@ class RunningVariance(Estimates):
             share: which part of all positions so far the batch is, ``(C,)``; 0 leaves the estimate.
             joined: whether the batch is that of all processes, each of which makes this call.
         """
-        so_far, squares = self.var, squares.detach()
+        so_far, squares = self.var, squares.detach().to(self.var.dtype)
         if joined:
             squares = squares.clone()
             torch.distributed.all_reduce(squares)

@@ -221,7 +221,9 @@ class VIDLoss(FeatureLoss):
         constant = self.scale.constant() if self.standardize else None
         residual = mean - target if constant is None else self.scale.away(mean, target, constant)
         var = self.variance()
-        nll = residual.movedim(1 if residual.ndim == 4 else -1, -1).square() / var + var.log()
+        squared = residual.movedim(1 if residual.ndim == 4 else -1, -1).square()
+        squared = squared if constant is None else squared.masked_fill(constant, 0)
+        nll = squared / var + var.log()
         log_likelihood: Tensor = -0.5 * nll.mean(dim=-1)
         return log_likelihood
 
