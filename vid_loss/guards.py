@@ -123,7 +123,7 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Computes what is inside in the tensors' own dtypes, on the device of one of them."""
     device = tensor.device.type
     # Entering torch's own costs as much as a small loss, and nearly always there is none to leave.
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
