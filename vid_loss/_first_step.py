@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ._schedulers import cannot_go_on, heads_came_late, schedulers_of
+from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
 from .guards import inside_ddp, several_processes
 from .taps import UncopiedHook
 
@@ -119,7 +119,7 @@ class FirstStep:
 
         Raises:
             RuntimeError: if the optimizer has a state of heads that were not loaded, or a scheduler
-                that was built before it had the heads and cannot go on with them.
+                that was built before it had the heads and is known to fail with them.
         """
         distiller = self._distiller()
         compares = bool(self._calls) and not self._compared
@@ -219,14 +219,16 @@ class _Hook:
 
 
 def _refuse_early_scheduler(optimizer: Optimizer) -> None:
-    """Raises if a scheduler cannot go on with the heads' group; warns if that cannot be told."""
+    """Raises if a scheduler will fail with the heads' group; warns where that cannot be told."""
     schedulers = schedulers_of(optimizer)
-    names = cannot_go_on(schedulers)
+    names = will_fail(schedulers)
     if names:
         got = f"got {' and '.join(names)}, built before they came, with no rate for them"
         raise RuntimeError(_SCHEDULER_FIRST.format(got=got))
+    doubts = in_doubt(schedulers)
     if not schedulers:  # of another library, or a state that was loaded is of a run with one
-        got = "a scheduler has set up the other groups and not theirs"
+        doubts = ["a scheduler has set up the other groups and not theirs"]
+    for got in doubts:
         warnings.warn(_SCHEDULER_FIRST.format(got=got), stacklevel=6)
 
 
