@@ -198,7 +198,7 @@ class VIDCallback(Callback):
         """Compares with the teacher after each forward of the student that is trained on."""
         if self._terms is not None and student.training and torch.is_grad_enabled():
             assert self._transfer is not None
-            self._terms.append(self._transfer(*args, **self._of_cache, **kwargs))
+            self._terms.append(self._transfer(*args, **(kwargs | self._of_cache)))
 
     def _step(
         self,

@@ -18,6 +18,7 @@ from _lightning import (  # after the skip
     states,
 )
 from _scripts import PAIRS, models  # after the skip
+from torch import nn  # after the skip
 from torch.utils.data import DataLoader  # after the skip
 from vid_loss.integrations.lightning import VIDCallback  # after the skip
 
@@ -169,12 +170,31 @@ class WithPlaces(Task):
         return F.cross_entropy(self(batch["images"]), batch["labels"])
 
 
-def test_a_cache_changes_no_bit_and_runs_the_teacher_once_per_sample(tmp_path):
+class OfWholeBatches(nn.Sequential):
+    """Takes what it has no use for, as the models of transformers do."""
+
+    def forward(self, images, **_):
+        return super().forward(images)
+
+
+class WithWholeBatches(WithPlaces):
+    """Gives its student the places as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = OfWholeBatches(*self.model)
+
+    def training_step(self, batch, _):
+        return F.cross_entropy(self.model(**batch), batch["labels"])
+
+
+@pytest.mark.parametrize("module", [WithPlaces, WithWholeBatches])
+def test_a_cache_changes_no_bit_and_runs_the_teacher_once_per_sample(tmp_path, module):
     pytest.importorskip("safetensors")
-    tasks, ran = [WithPlaces(), WithPlaces()], []
+    tasks, ran = [module(), module()], []
     caches = None, FeatureCache(tmp_path, dtype=torch.float32)
     for task, cache in zip(tasks, caches, strict=True):
-        one = callback(cache=cache)
+        one = callback(cache=cache, teacher_inputs=lambda images, **_: images)
         ran.clear()
         one.teacher.register_forward_hook(lambda _, args, output: ran.append(len(args[0])))
         fit(task, one)
