@@ -47,7 +47,7 @@ def renormalized(
         if name not in model.inputs
     }
     own = {name: x for name, x in found.items() if x is not None}
-    return Teachers(models, inputs={**model.inputs, **own}), None
+    return Teachers(models, inputs={**model.inputs, **own}).eval(), None
 
 
 class Renormalize(nn.Module):

@@ -103,12 +103,12 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.teacher = self._resolve_teacher(teacher_model, teacher_pretrained_path, student)
         data_config = data_config or default_data_config(student)
         example = example_image(student, data_config["input_size"])
-        self.teacher.model, self.renormalize = renormalized(self.teacher, data_config, example)
-        teacher = unwrap_model(self.teacher.model)
+        # What teaches is not put into self.teacher, which may be the user's own.
+        model, self.renormalize = renormalized(self.teacher, data_config, example)
         distiller = Distiller(
             student_model,
-            self.teacher.model,
-            resolve_pairs(pairs, student, teacher, example=example, weight=vid_weight),
+            model,
+            resolve_pairs(pairs, student, unwrap_model(model), example=example, weight=vid_weight),
             example=example,
             teacher_inputs=self.renormalize,
             teacher_dtype=teacher_dtype,

@@ -68,6 +68,30 @@ def test_timm_s_own_inputs_of_a_teacher_come_before_its_normalization():
     assert_close(seen[-1], images, rtol=0, atol=0)
 
 
+def test_timm_leaves_a_wrapped_one_as_it_was_for_another_task_and_its_owner():
+    pytest.importorskip("timm")
+    pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
+    from _timm import _batch, _model, _task
+    from timm.task import DistillationTeacher
+
+    def wrapped():
+        return DistillationTeacher(Teachers({"a": _model("resnet10t", seed=9)}))
+
+    def task(teacher, mean):
+        config = {"input_size": (3, 32, 32), "mean": (mean,) * 3, "std": (0.5,) * 3}
+        return _task(teacher=teacher, pairs={"layer4": "a.layer4"}, data_config=config)
+
+    teacher = wrapped()
+    images, labels = _batch()
+    before, model = teacher(images)["a"], teacher.model
+    first, second = task(teacher, 0.1), task(teacher, 0.9)
+    for one, mean in ((first, 0.1), (second, 0.9)):
+        found = one(images, labels)["vid_loss"]
+        assert torch.equal(found, task(wrapped(), mean)(images, labels)["vid_loss"])
+    assert teacher.model is model
+    assert torch.equal(teacher(images)["a"], before)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # advice on workers and the like
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # torch's own
 def test_lightning_trains_with_two_as_a_plain_loop_does(monkeypatch):
