@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
-import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
@@ -104,13 +103,11 @@ def _where_labels_count(
     return labels != -100 if isinstance(labels, Tensor) and labels.ndim == 2 else None
 
 
-def _chosen_device(teacher: nn.Module) -> torch.device | None:
-    """Returns the one device that a ``device_map`` has put a teacher on.
-
-    It moves its inputs itself only if it is spread over several, or offloaded.
-    """
+def _is_in_one_place(teacher: nn.Module) -> bool:
+    """Whether a ``device_map`` has put a teacher on one device, and no hook moves its inputs."""
+    # Accelerate's does for a teacher that is spread or offloaded.
     places = {*(getattr(teacher, "hf_device_map", None) or {}).values()}
-    return None if len(places) != 1 or places == {"disk"} else torch.device(*places)
+    return len(places) == 1 and not hasattr(teacher, "_hf_hook")
 
 
 class Columns:
@@ -137,7 +134,7 @@ class Columns:
     ) -> None:
         self.teacher = teacher
         self.indexed = indexed
-        self._places = {SAMPLE_INDEX} if indexed else set()
+        self._index_columns = {SAMPLE_INDEX} if indexed else set()
         self.teacher_inputs = teacher_inputs
         self.label_names = {"labels", "label", "label_ids"}
         self.teacher_only: set[str] = set()
@@ -146,7 +143,7 @@ class Columns:
         function = teacher_inputs or forward_of(teacher)
         self._named = arguments_of(function)
         self._all = takes_any(function) if teacher_inputs else not self._named
-        self._device = _chosen_device(teacher)
+        self._in_one_place = _is_in_one_place(teacher)
         self._of_masks: set[str] = set()
 
     def with_masks(self, pairs: Any) -> Any:
@@ -175,7 +172,7 @@ class Columns:
             of_student = {*kept, *arguments_of(forward), *self.label_names}
             self.teacher_only = {*self._named, *self._of_masks} - of_student
         # However many columns a student takes.
-        self.teacher_only |= self._places - arguments_of(forward).keys()
+        self.teacher_only |= self._index_columns - arguments_of(forward).keys()
         return sorted(self.teacher_only)
 
     def for_student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +198,7 @@ class Columns:
         read = {
             name: value
             for name, value in batch.items()
-            if name not in self._places and (self._all or name in self._named)
+            if name not in self._index_columns and (self._all or name in self._named)
         }
         if self.teacher_inputs or hasattr(self._unwrapped, "prepare_decoder_input_ids_from_labels"):
             return read
@@ -217,7 +214,7 @@ class Columns:
             ValueError: if an argument that the teacher needs is missing.
         """
         batch = given["batch"] if isinstance(given.get("batch"), Mapping) else given
-        inputs = {name: value for name, value in batch.items() if name not in self._places}
+        inputs = {name: value for name, value in batch.items() if name not in self._index_columns}
         if self.teacher_inputs is None:
             inputs = self._without_labels(self._unwrapped, self._named, inputs)
         if not self._all:
@@ -234,7 +231,9 @@ class Columns:
         return self._placed(inputs)
 
     def _placed(self, inputs: Inputs) -> Inputs:
-        return inputs if self._device is None else send_to_device(inputs, self._device)
+        # Where it is now: the map stays as it was when a teacher is moved.
+        first = next(self.teacher.parameters(), None) if self._in_one_place else None
+        return inputs if first is None else send_to_device(inputs, first.device)
 
     def _without_labels(
         self, model: nn.Module, named: Mapping[str, bool], batch: Mapping[str, Any]

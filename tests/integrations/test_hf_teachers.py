@@ -40,6 +40,12 @@ def dispatched(folder):
     return accelerate.dispatch_model(bert_teacher(), places, offload_dir=folder / "weights")
 
 
+def on_disk_by_a_map(folder):
+    places = dict.fromkeys(("bert", "dropout", "classifier"), "disk")
+    weights = folder / "weights"
+    return accelerate.dispatch_model(bert_teacher(), places, main_device="cpu", offload_dir=weights)
+
+
 def hooked_in_one_place(folder):
     return accelerate.dispatch_model(bert_teacher(), {"": "cpu"}, force_hooks=True)
 
@@ -74,7 +80,7 @@ def of_bitsandbytes(folder):
     )
 
 
-OFFLOADED = on_the_cpu_and_loaded_when_needed, on_disk, dispatched
+OFFLOADED = on_the_cpu_and_loaded_when_needed, on_disk, on_disk_by_a_map, dispatched
 EXACT = *OFFLOADED, hooked_in_one_place, of_a_device_map
 ROUNDED = int8, int8_of_torchao, bfloat16, of_bitsandbytes
 
@@ -98,20 +104,22 @@ def test_the_student_learns_as_from_the_whole_one(tmp_path, make, stop):
         assert found[1] != found[0]
 
 
+@pytest.mark.parametrize("place", ["cpu", "0"])  # a GPU may be named by its number
 @pytest.mark.parametrize("teacher_inputs", [None, lambda x: (x,)])
-def test_a_teacher_that_a_device_map_has_put_elsewhere_is_given_its_inputs_there(
-    tmp_path, teacher_inputs
+def test_a_teacher_of_a_device_map_is_given_its_inputs_where_it_has_been_moved(
+    tmp_path, teacher_inputs, place
 ):
-    class Elsewhere(Net):
+    class Moved(Net):
         def forward(self, x):
             seen.append(x.device.type)
             return super().forward(torch.eye(*x.shape))
 
     seen = []
-    teacher = Elsewhere(7)
-    teacher.hf_device_map = {"": "meta"}  # stands for another GPU; nothing comes back
+    teacher = Moved(7)
+    teacher.hf_device_map = {"": place}
     trainer = distil_net(tmp_path, teacher=teacher, teacher_inputs=teacher_inputs)
+    # Stands for all of it on another GPU: of meta's, nothing comes back.
+    teacher.first = nn.Parameter(torch.empty(0, device="meta"))
     trainer.train()
     assert min(logged(trainer, "transfer_loss")) > 0
-    assert set(seen) == {"meta"}
-    assert next(trainer.teacher.parameters()).device.type == "cpu"
+    assert set(seen) == {"cpu", "meta"}  # the heads were sized before
