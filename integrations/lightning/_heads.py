@@ -20,7 +20,7 @@ def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> It
 
     Args:
         distiller: has the heads and the student.
-        learning_rate: of the heads; :func:`~vid_loss.terms.head_learning_rate` if None.
+        learning_rate: of the heads; :func:`~vid_loss.rates.head_learning_rate` if None.
 
     Raises:
         ValueError: if none was built.
