@@ -21,6 +21,11 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 def told(error: Exception, student: Tensor) -> str:
     """Returns an error's message; torch's of a batch norm in the words of a pair."""
     message = str(error)
+    if type(error) is TypeError and "unexpected keyword argument 'mask'" in message:
+        return (
+            f"expected a loss that takes the batch's mask; got {message}. Let its forward have "
+            "mask=None, or give the pair mask=False."
+        )
     if type(error) is RuntimeError:
         return (
             "expected a loss that works on the two features; got from it, for a student feature of "
@@ -50,12 +55,15 @@ def advice(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> str:
             "student_transform=lambda x: x.transpose(0, 1)."
         )
     if kinds[0] == "tokens" and student.shape[1] != teacher.shape[1]:
+        longer = "student" if student.shape[1] > teacher.shape[1] else "teacher"
         return (
-            " Drop a class token or resample: teacher_transform=lambda x: x[:, 1:]. If these are "
-            "signals (N, C, L): channel_dim=1."
+            f" Drop a class token: {longer}_transform=lambda x: x[:, 1:]; or pool it, with torch."
+            f"nn.functional.adaptive_avg_pool1d(x.mT, {min(student.shape[1], teacher.shape[1])}).mT"
+            ". If these are signals (N, C, L): channel_dim=1."
         )
     if student.ndim != teacher.ndim:
-        return " Pool the depth: student_transform=lambda x: x.mean(2)."
+        deeper = "student" if student.ndim > teacher.ndim else "teacher"
+        return f" Pool the depth: {deeper}_transform=lambda x: x.mean(2)."
     if mask is not None and kinds[0] == "tokens" and mask.shape != student.shape[:2]:
         return (
             " Give the pair a mask of its own: Pair(..., mask=lambda attention_mask, **_: ...), a "

@@ -147,7 +147,7 @@ def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
             raise TypeError(
                 f"{pair}, mask: expected a function of the student's arguments, {len(args)} by "
                 f"position and {list(kwargs)} by name; got one that does not take them: {error}. "
-                "Let it end with **_."
+                "Let it end with *_, **__."
             ) from error
     if mask is None or isinstance(mask, Tensor):
         return mask
@@ -200,7 +200,7 @@ def _for_no_pair(mask: Tensor, kind: str) -> str:
     pairs = "tokens (N, L, C)" if kind == "tokens" else "maps (N, C, H, W)"
     return (
         f"Distiller, token_mask: expected a mask of some pair's positions; got shape "
-        f"{tuple(mask.shape)}, and no pair of {pairs} is without a mask of its own. Drop it, or "
+        f"{tuple(mask.shape)}, but none of the pairs without mask= is of {pairs}. Drop it, or "
         "give it to the pair that it is for: Pair(..., mask=...)."
     )
 
@@ -209,7 +209,7 @@ def _of_other_positions(pair: Pair, mask: Tensor, shape: torch.Size) -> str:
     return (
         f"{pair}, mask: expected an attention_mask of the feature's positions; got shape "
         f"{tuple(mask.shape)}, of other ones, for a feature of shape {tuple(shape)}, so that its "
-        "padding counts. Say which of them count: mask=lambda attention_mask, **_: ..., a function "
-        "of the student's arguments that returns (N, L), or the name of one, such as "
+        "padding counts. Say which of them count: Pair(..., mask=lambda attention_mask, **_: ...), "
+        "a function of the student's arguments that returns (N, L), or the name of one, such as "
         '"decoder_attention_mask"; or that all do: mask=False.'
     )

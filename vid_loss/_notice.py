@@ -106,9 +106,9 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
         )
     if max(rates) < _LOW_RATE:
         return start + (
-            f"The heads' learning rate is {max(rates):.1e}. Give them one of their own, with "
-            "distiller.parameter_groups(optimizer) in place of {'params': distiller.parameters()}, "
-            "or VIDTrainer(head_learning_rate=5e-3)."
+            f"The heads' learning rate is {max(rates):.1e}. Give them one of their own: "
+            "*distiller.parameter_groups(lr=5e-3) in the optimizer's groups, in place of "
+            "distiller.parameters(); or VIDTrainer(head_learning_rate=5e-3)."
         )
     return start + (
         "The heads are trained, so the student's layer does not tell what the teacher's holds: "

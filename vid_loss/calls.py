@@ -78,7 +78,7 @@ def refuse_no_module(source: str, model: Any) -> None:
     if isinstance(model, Mapping):
         remedy = "Load it into a model: load_state_dict(...)."
     elif isinstance(model, list | tuple):
-        remedy = "Several teachers are one: vid_loss.teachers.Teachers."
+        remedy = 'Several teachers are one: vid_loss.teachers.Teachers({"a": one, "b": other}).'
     elif callable(model):
         remedy = "Wrap it: a module whose forward calls it."
     else:

@@ -156,7 +156,9 @@ class Pair:
             raise self._named(error, student, teacher, mask) from error
         if not isinstance(value, Tensor) or value.ndim:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
-            raise ValueError(f"{self}: expected the loss to be a scalar; got {got}. Reduce it.")
+            raise ValueError(
+                f"{self}: expected the loss to be a scalar; got {got}. Return loss.mean()."
+            )
         return value
 
     def prepare(
@@ -238,10 +240,11 @@ def _build(factory: LossFactory, student_shape: torch.Size, teacher_shape: torch
         loss = factory(student_shape, teacher_shape)
     except (AttributeError, TypeError) as error:
         name = getattr(factory, "__name__", repr(factory))
+        module = f"{name}()" if isinstance(factory, type) else "nn.MSELoss(), say"
         raise TypeError(
             f"expected loss to be built from the two features' shapes; got {name}: {error}. If it "
-            f"needs no shapes, pass a module: loss={name}()."
+            f"needs no shapes, pass a module: loss={module}."
         ) from error
     if not isinstance(loss, nn.Module):
-        raise TypeError(f"expected loss to build a module; got {loss!r}.")
+        raise TypeError(f"expected loss to build a module; got {loss!r}. Return an nn.Module.")
     return loss

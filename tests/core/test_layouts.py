@@ -124,9 +124,9 @@ MISFITS = [
         zeros((2, 3), (2, 3)),
         torch.ones(2, 3),
         ValueError,
-        "mask: expected a mask None for a vector",
+        "mask: expected a mask of None for a vector",
     ),
-    (zeros((2, 3, 4, 4), (2, 3, 2, 4, 4)), None, ValueError, "maps of one rank"),
+    (zeros((2, 3, 4, 4), (2, 3, 2, 4, 4)), None, ValueError, "maps with as many dimensions"),
 ]
 
 
@@ -152,8 +152,8 @@ def test_a_loss_for_maps_refuses_others_whatever_the_mask():
         ((2, 16, 3), (2, 3), r"x\[:, 0\]"),
         ((2, 3), (2, 3, 4, 4), r"teacher_transform=lambda x: x.mean\(\(2, 3\)\)"),
         ((2, 3), (2, 4, 3), "keeps its tokens"),
-        ((2, 17, 3), (2, 16, 3), "Drop a class token"),
-        ((2, 3, 4, 4), (2, 3, 2, 4, 4), "Pool the depth"),
+        ((2, 17, 3), (2, 16, 3), "Drop a class token: student_transform"),
+        ((2, 3, 4, 4), (2, 3, 2, 4, 4), "Pool the depth: teacher_transform"),
         ((2, 3), (3, 3), "the batch that the student has just seen"),
     ],
 )

@@ -40,10 +40,17 @@ def test_name_must_be_usable_as_a_modules(name):
         Pair("a", "b", name=name)
 
 
-@pytest.mark.parametrize("loss", [KDLoss, ATLoss, torch.nn.functional.mse_loss])
-def test_what_takes_no_shapes_is_refused_with_what_to_write(loss):
+@pytest.mark.parametrize(
+    ("loss", "module"),
+    [
+        (KDLoss, r"KDLoss\(\)"),
+        (ATLoss, r"ATLoss\(\)"),
+        (torch.nn.functional.mse_loss, r"nn.MSELoss\(\)"),
+    ],
+)
+def test_what_takes_no_shapes_is_refused_with_what_to_write(loss, module):
     feature = torch.randn(2, 3)
-    advice = rf"Pair 'a' -> 'b': .*pass a module: loss={loss.__name__}\(\)"
+    advice = rf"Pair 'a' -> 'b': .*pass a module: loss={module}"
     with pytest.raises(TypeError, match=advice):
         Pair("a", "b", loss=loss).build_loss(feature, feature)
 
@@ -52,6 +59,13 @@ def test_what_builds_no_module_is_refused():
     feature = torch.randn(2, 3)
     with pytest.raises(TypeError, match="Pair 'a' -> 'b': expected loss to build a module; got 3"):
         Pair("a", "b", loss=lambda student, teacher: 3).build_loss(feature, feature)
+
+
+def test_a_loss_without_a_mask_is_told_of_the_batch_s():
+    loss, tokens = torch.nn.MSELoss(), torch.randn(2, 4, 3)
+    pair = Pair("a", "b", loss=loss)
+    with pytest.raises(TypeError, match=r"'a' -> 'b': .* mask=None, or give the pair mask=False"):
+        pair.term(loss, tokens, tokens, torch.ones(2, 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,9 @@ class FeatureLoss(nn.Module):
                 f"{self._name}: expected as many tokens of each; got {_both(*shapes)}."
             )
         if student.ndim != teacher.ndim:
-            raise ValueError(f"{self._name}: expected maps of one rank; got {_both(*shapes)}.")
+            raise ValueError(
+                f"{self._name}: expected maps with as many dimensions; got {_both(*shapes)}."
+            )
         if mask is not None:
             self._check_mask(mask, kind, student, teacher)
         for owner, feature, channels in (
@@ -98,7 +100,7 @@ class FeatureLoss(nn.Module):
             if channels is not None and feature.shape[1 if kind == "map" else -1] != channels:
                 raise ValueError(
                     f"{self._name}: expected {channels} {owner} channels, for which it was built; "
-                    f"got shape {tuple(feature.shape)}."
+                    f"got shape {tuple(feature.shape)}. Build the loss anew for that."
                 )
         return to_common_size(student, teacher, mask) if kind == "map" else (student, teacher)
 
@@ -109,7 +111,7 @@ class FeatureLoss(nn.Module):
             expected = f"of shape ({shape[0]}, {'D, ' if student.ndim == 5 else ''}H, W)"
         else:
             fits = kind == "tokens" and mask.shape == student.shape[:2]
-            expected = f"of shape {shape[:2]}" if kind == "tokens" else "None for a vector"
+            expected = f"of shape {shape[:2]}" if kind == "tokens" else "of None for a vector"
         if not fits:
             raise ValueError(
                 f"{self._name}, mask: expected a mask {expected}; got shape {tuple(mask.shape)} "

@@ -108,7 +108,7 @@ def _check_arguments(
     if not isinstance(var, Tensor):
         raise TypeError(
             f"gaussian_nll, var: expected a tensor, shape ({channels},); got {var!r}. For example "
-            "torch.full((channels,), 1.0)."
+            f"torch.ones({channels})."
         )
     if var.shape != (channels,):
         raise ValueError(

@@ -87,7 +87,7 @@ class LayerTable(Sequence[Layer]):
         return f"<table><tr>{head}</tr>{body}</table>"
 
 
-_EXAMPLE = "Give what the model is called with, without labels; for a teacher, teacher_inputs=."
+_EXAMPLE = "Give what model(...) is called with, without labels; to match_layers, teacher_inputs=."
 
 
 def list_layers(model: nn.Module, example: Inputs, *, depth: int | None = None) -> LayerTable:

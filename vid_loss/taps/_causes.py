@@ -135,7 +135,7 @@ def unreached(model: nn.Module, owner: str, spec: LayerSpec, compiled: bool, bef
         )
     if not _has_forward(module):
         last = [f"{spec.name}.{key}" for key, _ in module.named_children()][-1:]
-        choice = f"such as its last, {last[0]!r}" if last else "of a model that has some"
+        choice = f"such as its last, {last[0]!r}" if last else "which it has none of"
         return (
             f"{layer} is a {type(module).__name__}, which is never called. Tap a layer, {choice}."
         )

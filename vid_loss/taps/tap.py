@@ -187,7 +187,7 @@ class FeatureTap:
 
     def _nothing_recorded(self, forward: Forward) -> str:
         if self.closed:
-            return f"The {self.owner}'s tap is closed. Build a new one."
+            return f"The {self.owner}'s tap is closed. Build a new Distiller or tap."
         return _causes.nothing_recorded(self.owner, self._recorder, forward)
 
     def _look_for_displaced(self) -> None:
