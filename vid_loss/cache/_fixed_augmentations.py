@@ -39,7 +39,7 @@ class FixedAugmentations(Dataset[Any]):
     Example:
         >>> noisy = [0.0, 0.0]  # a data set with random transforms
         >>> samples = FixedAugmentations(noisy, views=4)
-        >>> samples[1]
+        >>> samples.view(1, 2)  # samples[1] is one of its four
         (0.0, 6)
     """
 

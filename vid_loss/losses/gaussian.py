@@ -52,6 +52,7 @@ def gaussian_nll(
         ValueError: if the shapes disagree or the reduction is unknown.
 
     Example:
+        >>> import torch
         >>> gaussian_nll(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]), torch.ones(2))
         tensor(1.2500)
     """
