@@ -31,7 +31,7 @@ BAD = [
     ({"mask": torch.ones(2, 8)}, TypeError, "mask: expected the name of an argument, a function"),
     ({"mask": "pixel_mask"}, ValueError, r"mask: expected 'pixel_mask' among .* distiller\(\*\*"),
     ({"mask": number}, TypeError, r"mask: expected a tensor, .* got int"),
-    ({"mask": names_nothing}, TypeError, r"mask: expected a function of .* end with \*\*_"),
+    ({"mask": names_nothing}, TypeError, r"mask: expected a function of .* end with \*_, \*\*__"),
     ({"mask": lambda **_: torch.ones(2, 5)}, ValueError, r"mask of shape \(2, 8\); got .*\(2, 5\)"),
     ({"mask": lambda **_: torch.full((2, 8), -1e9)}, ValueError, "Pass mask == 0"),
 ]
