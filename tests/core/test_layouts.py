@@ -124,7 +124,7 @@ MISFITS = [
         zeros((2, 3), (2, 3)),
         torch.ones(2, 3),
         ValueError,
-        "mask: expected a mask of None for a vector",
+        "mask: expected none for a vector",
     ),
     (zeros((2, 3, 4, 4), (2, 3, 2, 4, 4)), None, ValueError, "maps with as many dimensions"),
 ]

@@ -108,13 +108,13 @@ class FeatureLoss(nn.Module):
         shape = tuple(student.shape)
         if kind == "map":
             fits = mask.ndim == student.ndim - 1 and len(mask) == len(student)
-            expected = f"of shape ({shape[0]}, {'D, ' if student.ndim == 5 else ''}H, W)"
+            expected = f"a mask of shape ({shape[0]}, {'D, ' if student.ndim == 5 else ''}H, W)"
         else:
             fits = kind == "tokens" and mask.shape == student.shape[:2]
-            expected = f"of shape {shape[:2]}" if kind == "tokens" else "of None for a vector"
+            expected = f"a mask of shape {shape[:2]}" if kind == "tokens" else "none for a vector"
         if not fits:
             raise ValueError(
-                f"{self._name}, mask: expected a mask {expected}; got shape {tuple(mask.shape)} "
+                f"{self._name}, mask: expected {expected}; got shape {tuple(mask.shape)} "
                 f"for features of shapes {_both(shape, tuple(teacher.shape))}."
             )
 

@@ -135,10 +135,8 @@ def unreached(model: nn.Module, owner: str, spec: LayerSpec, compiled: bool, bef
         )
     if not _has_forward(module):
         last = [f"{spec.name}.{key}" for key, _ in module.named_children()][-1:]
-        choice = f"such as its last, {last[0]!r}" if last else "which it has none of"
-        return (
-            f"{layer} is a {type(module).__name__}, which is never called. Tap a layer, {choice}."
-        )
+        choice = f"one of its layers, such as its last, {last[0]!r}" if last else "another layer"
+        return f"{layer} is a {type(module).__name__}, which is never called. Tap {choice}."
     layerdrop = _layerdrop(model, owner)
     compiled = compiled or any(part._compiled_call_impl is not None for part in model.modules())
     if (layerdrop and model.training) or (before and not compiled):

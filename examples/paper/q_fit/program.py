@@ -144,35 +144,11 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
     add("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add(
-        "--head-lr",
-        nargs="+",
-        type=_rate,
-        default=default,
-        help="numbers, 'student' (the student's), 'default'",
-    )
-    add(
-        "--lambda",
-        nargs="+",
-        type=_number,
-        default=default,
-        dest="weights",
-        help="numbers, or 'default'",
-    )
-    add(
-        "--option",
-        action="append",
-        type=_option,
-        default=[],
-        help="name=value of VIDLoss",
-    )
-    add(
-        "--views",
-        nargs="+",
-        type=_views,
-        default=default,
-        help="numbers of augmentations per sample, or 'free' (each time anew)",
-    )
+    several = {"nargs": "+", "default": default}
+    add("--head-lr", **several, type=_rate, help="numbers, 'student' (the student's), 'default'")
+    add("--lambda", **several, type=_number, dest="weights", help="numbers, or 'default'")
+    add("--option", action="append", type=_option, default=[], help="name=value of VIDLoss")
+    add("--views", **several, type=_views, help="augmentations per sample, or 'free': each anew")
     add("--steps", type=int, help="of a student, in place of the task's")
     add("--teacher-steps", type=int, help="in place of the task's")
     add("--workers", type=int, default=2, help="processes of one thread each (%(default)s)")
