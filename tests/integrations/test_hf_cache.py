@@ -43,7 +43,7 @@ def train(folder, cache=None, rows=None, **options):
         folder,
         no_dropout_bert(),
         teacher,
-        rows=rows or indexed(texts()),
+        rows=rows or (texts() if cache is None else indexed(texts())),
         cache=cache,
         **options,
     )
@@ -128,7 +128,8 @@ class TakesAll(torch.nn.Module):
 
     def forward(self, labels=None, **columns):
         self.given |= columns.keys()
-        logits = self.head(self.bert(**columns).pooler_output)
+        read = {name: columns[name] for name in ("input_ids", "attention_mask")}
+        logits = self.head(self.bert(**read).pooler_output)
         loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
 

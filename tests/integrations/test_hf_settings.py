@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_is_logged_by_one_rule(tmp_path, filtered, acc
         logged(trainer, f"{x}loss") for x in ("", "task_", "transfer_")
     )
     if filtered or accumulation == 1:
-        assert loss == pytest.approx(task + transfer, rel=1e-5)
+        assert loss == pytest.approx(task + transfer, abs=2e-4)  # old ones log four digits
     else:
         assert not np.isfinite([loss, task]).any()
 
@@ -181,8 +181,10 @@ def test_a_loss_that_is_not_finite_is_logged_by_one_rule(tmp_path, filtered, acc
 def test_a_teacher_that_overflows_ends_the_run_before_a_weight_sees_it(tmp_path):
     def overflow(module, args, output):
         if trainer.state.global_step == 2:
-            output = output.clone()
-            output[0, 0, 0] = torch.inf
+            hidden, *others = output if isinstance(output, tuple) else (output,)  # by its version
+            hidden = hidden.clone()
+            hidden[0, 0, 0] = torch.inf
+            output = (hidden, *others) if isinstance(output, tuple) else hidden
         return output
 
     trainer = distil(tmp_path)
