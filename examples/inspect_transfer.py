@@ -9,8 +9,6 @@ yet, the student of quickstart.py is trained on scikit-learn's digits first, for
 """
 
 import argparse
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from vid_loss import Distiller, VIDLoss, gradient_shares, list_layers, match_layers
+from vid_loss import Distiller, gradient_shares, list_layers, match_layers
 from vid_loss.diagnostics import PairDiagnostics, log_likelihood
 from vid_loss.plots import plot_diagnostics, plot_log_likelihood, plot_variances
 
@@ -81,9 +79,6 @@ def main() -> None:
     teacher, student = DigitNet(width=32, depth=2), DigitNet(width=8, depth=1)
     pairs = match_layers(student, teacher, images[:1])
     print(list_layers(student, images[:1]), pairs, sep="\n\n")
-    # A short run: the variances start near where they will end (see the README).
-    loss = partial(VIDLoss, init_var=0.5)
-    pairs = [replace(pair, loss=loss) for pair in pairs]
     distiller = Distiller(student, teacher, pairs, example=images[:1])
     models = {"teacher": teacher, "student": student, "distiller": distiller}
 

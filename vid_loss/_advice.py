@@ -18,7 +18,7 @@ _ADVICE: dict[tuple[Kind, Kind], str] = {
 }
 
 
-def told(error: Exception, student: Tensor) -> str:
+def told(error: Exception, student: Tensor, teacher: Tensor) -> str:
     """Returns an error's message; torch's of a batch norm in the words of a pair."""
     message = str(error)
     if type(error) is TypeError and "unexpected keyword argument 'mask'" in message:
@@ -28,9 +28,10 @@ def told(error: Exception, student: Tensor) -> str:
         )
     if type(error) is RuntimeError:
         return (
-            "expected a loss that works on the two features; got from it, for a student feature of "
-            f"shape {tuple(student.shape)}: {message}. VIDLoss and FitNetLoss have heads that "
-            "bring it to the teacher's channels; a head or loss of your own must take these shapes."
+            "expected a loss that works on the two features; got from it, for shapes "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}: {message}. VIDLoss and FitNetLoss "
+            "have heads that bring the first to the channels of the second; a head or loss of "
+            "your own must take these shapes."
         )
     if "more than 1 value per channel" not in message:
         return message

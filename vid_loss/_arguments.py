@@ -11,6 +11,7 @@ from .cache import checked_cache
 from .calls import refuse_no_module
 from .pairs import Pair
 from .taps import Given, unwrap
+from .teacher import check_teacher_inputs
 
 
 def check_models(student: Any, teacher: Any, given: Given) -> None:
@@ -56,12 +57,7 @@ def check_options(
         TypeError: if one is of another type.
         ValueError: if there is no teacher for it.
     """
-    if teacher_inputs is not None and not callable(teacher_inputs):
-        raise TypeError(
-            "Distiller, teacher_inputs: expected a function of the student's arguments; got "
-            f"{type(teacher_inputs).__name__}. For example teacher_inputs=lambda images: "
-            "(images - mean) / std."
-        )
+    check_teacher_inputs("Distiller", teacher_inputs)
     floating = isinstance(teacher_dtype, torch.dtype) and teacher_dtype.is_floating_point
     if teacher_dtype is not None and not floating:
         name = str(teacher_dtype).removeprefix("torch.")

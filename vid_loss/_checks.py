@@ -7,6 +7,28 @@ import torch
 from torch import Tensor, nn
 
 
+def check_names(student: object, teacher: object, name: object) -> None:
+    """Refuses a pair's layers that are not named, and a name that cannot be a module's.
+
+    Raises:
+        TypeError: if a layer is no string.
+        ValueError: if the pair's name is none, or taken.
+    """
+    for argument, layer in (("student", student), ("teacher", teacher)):
+        if not isinstance(layer, str):
+            raise TypeError(
+                f"Pair, {argument}: expected a layer's name, such as 'layer3'; got {layer!r}. The "
+                f"names are in print(vid_loss.list_layers({argument}, example))."
+            )
+    if name is not None and (
+        not isinstance(name, str) or not name or hasattr(nn.ModuleDict(), name)
+    ):
+        raise ValueError(
+            f"Pair {student!r} -> {teacher!r}, name: expected a name that is not empty and that "
+            f"nn.ModuleDict does not use itself; got {name!r}."
+        )
+
+
 def check_callable(pair: object, argument: str, transform: object) -> None:
     """Refuses what is no transform, or one whose own weights nobody would train.
 

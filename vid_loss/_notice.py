@@ -52,8 +52,8 @@ class Notice:
             found = dict(zip(self._sent.names, explained.tolist(), strict=True))
             if all(value < _INERT for value in found.values()):
                 warnings.warn(_inert(found, losses.values()), stacklevel=5)
-            elif float(off.max()) > _CONTRADICTED:
-                warnings.warn(_CONTRADICTION, stacklevel=5)
+            elif far := [x for x, nats in zip(found, off, strict=True) if nats > _CONTRADICTED]:
+                warnings.warn(_contradiction(far), stacklevel=5)
 
 
 class _Sent:
@@ -85,11 +85,12 @@ def _figures(loss: VIDLoss) -> Tensor:
     return torch.stack([explained, off])
 
 
-_CONTRADICTION = (
-    f"Distiller: expected variances near the heads' squared residuals after {AT_CALL} steps; got "
-    "trained ones that are far from them, so that lambda is not what it says. Use VIDLoss's "
-    'default, variance="running", or start them nearer: init_var=.'
-)
+def _contradiction(names: list[str]) -> str:
+    return (
+        f"Distiller: expected variances near the heads' squared residuals after {AT_CALL} steps; "
+        f"got trained ones that are far from them in {', '.join(names)}, so that lambda is not "
+        'what it says. Use VIDLoss\'s default, variance="running", or start them nearer: init_var=.'
+    )
 
 
 def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._advice import advice, told
-from ._checks import check_callable, check_transform
+from ._checks import check_callable, check_names, check_transform
 from .losses import VIDLoss
 from .losses.layouts import to_layout
 
@@ -73,13 +73,7 @@ class Pair:
             )
         check_callable(self, "student_transform", self.student_transform)
         check_callable(self, "teacher_transform", self.teacher_transform)
-        if self.name is not None and (
-            not isinstance(self.name, str) or not self.name or hasattr(nn.ModuleDict(), self.name)
-        ):
-            raise ValueError(
-                f"{self}, name: expected a name that is not empty and that nn.ModuleDict does "
-                f"not use itself; got {self.name!r}."
-            )
+        check_names(self.student, self.teacher, self.name)
         if not (self.mask is None or self.mask is False or callable(self.mask)) and not (
             isinstance(self.mask, str) and self.mask
         ):
@@ -219,7 +213,7 @@ class Pair:
         self, error: Exception, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do."""
-        message = told(error, student)
+        message = told(error, student, teacher)
         separator = ": " if message.startswith("expected") else ", "
         return type(error)(f"{self}{separator}{message}{advice(student, teacher, mask)}")
 

@@ -36,11 +36,28 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
         return inputs, {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    wrap = " If the model takes a list as its one argument: (images,)."
+    wrap = (
+        " A loader's batch of images and labels: give batch[0]. A model that takes a list as its "
+        "one argument: (images,)."
+    )
     raise TypeError(
         f"{source}: expected a tensor, a tuple of positional or a dict of keyword arguments; "
         f"got {type(inputs).__name__}.{wrap if isinstance(inputs, list) else ''}"
     )
+
+
+def check_teacher_inputs(source: str, teacher_inputs: object) -> None:
+    """Refuses what cannot make the teacher's inputs of the student's.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if teacher_inputs is not None and not callable(teacher_inputs):
+        raise TypeError(
+            f"{source}, teacher_inputs: expected a function of the student's arguments; got "
+            f"{type(teacher_inputs).__name__}. For example teacher_inputs=lambda images: "
+            "(images - mean) / std."
+        )
 
 
 class Teacher:

@@ -21,7 +21,7 @@ class Teachers(nn.Module):
             returns the teacher's, as ``Distiller(teacher_inputs=)``.
 
     Raises:
-        TypeError: if they are no modules by name.
+        TypeError: if they are no modules by name, or the inputs no functions.
         ValueError: if there is none, a name has a dot, or ``inputs`` has another name.
 
     Example:
@@ -50,6 +50,13 @@ class Teachers(nn.Module):
             )
         if not models:
             raise ValueError("Teachers, models: expected at least one; got none.")
+        if inputs is not None and not (
+            isinstance(inputs, Mapping) and all(map(callable, inputs.values()))
+        ):
+            raise TypeError(
+                f"Teachers, inputs: expected a dict of names to functions; got {inputs!r}. For "
+                'example inputs={"large": lambda images: resize(images)}.'
+            )
         self.inputs = dict(inputs or {})
         unknown = sorted(self.inputs.keys() - models.keys())
         if unknown:

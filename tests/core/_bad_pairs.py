@@ -26,12 +26,20 @@ OF_PAIRS = [
     ),
     (
         TypeError,
-        "Layer: expected a module's name",
-        lambda: build(pairs={"stage2": ["stage1", "stage2"]}),
+        "Pair, student: expected a layer's name",
         lambda: build(pairs={2: 3}),
         lambda: build(pairs={TinyCNN(4).stage1: "stage1"}),
         lambda: build([Pair(3, "stage2")]),
+    ),
+    (
+        TypeError,
+        "Pair, teacher: expected a layer's name",
+        lambda: build(pairs={"stage2": ["stage1", "stage2"]}),
         lambda: build([Pair("stage2", None)]),
+    ),
+    (
+        TypeError,
+        "Layer: expected a module's name",
         lambda: FeatureTap(TinyCNN(4), [nn.Linear(1, 1)]),
     ),
     (

@@ -55,6 +55,7 @@ def test_a_teacher_that_sees_other_samples_is_noticed():
 def test_trained_variances_that_contradict_the_residuals_are_named():
     (message,) = train(320, head_lr=1e-3, variance="trained", init_var=100.0)
     assert 'variance="running"' in message
+    assert "2->2" in message
 
 
 @pytest.mark.parametrize("options", [{"head_lr": 5e-3}, {"weight": 0.0}])

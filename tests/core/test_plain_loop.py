@@ -103,7 +103,7 @@ def test_a_student_compiled_and_run_before_it_is_tapped_is_noticed():
     fast(images())
     distiller = Distiller(fast, teacher, PAIRS, example=images())
     fast(images())
-    with pytest.raises(RuntimeError, match=r"Compile the model after it was tapped"):
+    with pytest.raises(RuntimeError, match=r"Compile the model after the Distiller is built"):
         distiller(images())
 
 

@@ -129,7 +129,7 @@ def test_a_copy_that_is_trained_in_the_models_place_is_guessed():
     tap = FeatureTap(student, ["stage1"], record="training", owner="student")
     student = copy.deepcopy(student)
     student(images())
-    with pytest.raises(RuntimeError, match=r"copied since it was tapped.*prepare_qat"):
+    with pytest.raises(RuntimeError, match=r"copied after the Distiller was built.*prepare_qat"):
         tap.collect()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def checked_positions(loss: str, positions: float) -> float:
     """Returns the share, or raises the ValueError that names the loss."""
-    if not 0 < positions <= 1:
+    if not isinstance(positions, int | float) or not 0 < positions <= 1:
         raise ValueError(
             f"{loss}, positions: expected a share above 0, at most 1; got {positions!r}. A quarter "
             "is 0.25."

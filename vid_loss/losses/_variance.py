@@ -70,6 +70,8 @@ class RunningVariance(Estimates):
             raise ValueError(
                 f"VIDLoss, momentum: expected a number above 0, at most 1; got {momentum!r}."
             )
+        if not isinstance(floor, int | float) or not 0 < floor < math.inf:
+            raise ValueError(f"VIDLoss, var_floor: expected a positive number; got {floor!r}.")
         self.momentum = momentum
         self.floor = floor
         self.register_estimate("var", torch.ones(channels))

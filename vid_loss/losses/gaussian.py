@@ -49,6 +49,7 @@ def gaussian_nll(
         The value in nats: a scalar, or ``(N,)`` for ``'none'``.
 
     Raises:
+        TypeError: if one of them is no tensor.
         ValueError: if the shapes disagree or the reduction is unknown.
 
     Example:
@@ -100,17 +101,18 @@ def _check_arguments(
         raise ValueError(
             f"gaussian_nll, reduction: expected one of {get_args(Reduction)}; got {reduction!r}."
         )
+    for argument, given in (("mean", mean), ("target", target), ("var", var), ("mask", mask)):
+        if not isinstance(given, Tensor) and (given is not None or argument != "mask"):
+            raise TypeError(
+                f"gaussian_nll, {argument}: expected a tensor; got {given!r}. A variance of 1: "
+                "var=torch.ones(channels)."
+            )
     if mean.shape != target.shape:
         raise ValueError(
             "gaussian_nll: expected mean and target of one shape; got "
             f"{tuple(mean.shape)} and {tuple(target.shape)}. Nothing is broadcast."
         )
     channels = channels_of(mean.shape)
-    if not isinstance(var, Tensor):
-        raise TypeError(
-            f"gaussian_nll, var: expected a tensor, shape ({channels},); got {var!r}. For example "
-            f"torch.ones({channels})."
-        )
     if var.shape != (channels,):
         raise ValueError(
             f"gaussian_nll, var: expected one variance per channel, shape ({channels},); got "

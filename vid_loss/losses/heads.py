@@ -48,9 +48,7 @@ def mean_head(
     kind = kind_of(student_shape)
     if norm is not None and norm not in get_args(Norm):
         raise ValueError(f"VIDLoss, norm: expected one of {get_args(Norm)} or None; got {norm!r}.")
-    if hidden_channels is not None and not (
-        isinstance(hidden_channels, int) and hidden_channels > 0
-    ):
+    if hidden_channels is not None and (type(hidden_channels) is not int or hidden_channels < 1):
         raise ValueError(
             f"VIDLoss, hidden_channels: expected a positive width; got {hidden_channels!r}."
         )
@@ -72,6 +70,26 @@ def mean_head(
     if kind == "tokens":
         return TokenHead(student_channels, hidden_channels, teacher_channels, norm)
     return _map_head(student_channels, hidden_channels, teacher_channels, norm)
+
+
+def own_head(
+    head: nn.Module | None, hidden_channels: int | None, norm: Norm | None
+) -> nn.Module | None:
+    """Returns a head of the user's own, None if there is none.
+
+    Raises:
+        ValueError: if it is no module, or options of the built-in head are given beside it.
+    """
+    if head is not None and not isinstance(head, nn.Module):
+        raise ValueError(
+            f"VIDLoss, head: expected a module; got {head!r}. Build it: head=nn.Conv2d(...)."
+        )
+    if head is not None and (hidden_channels is not None or norm is not None):
+        raise ValueError(
+            "VIDLoss, hidden_channels and norm: expected None beside a head of your own; got "
+            f"{hidden_channels} and {norm!r}."
+        )
+    return head
 
 
 def _map_head(student: int, hidden: int, teacher: int, norm: Norm) -> nn.Module:

@@ -1,6 +1,5 @@
 """The VID loss of one pair of layers."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -14,7 +13,7 @@ from ._positions import checked_positions, some_positions
 from ._scale import TeacherScale
 from ._variance import RunningVariance, TrainedVariance, sum_of_squares
 from .gaussian import Reduction, nll_of_squares
-from .heads import MapHead, Norm, TokenHead, mean_head
+from .heads import MapHead, Norm, TokenHead, mean_head, own_head
 from .layouts import as_tokens, channels_of, compute_dtype, valid_positions
 from .stats import PairStats
 
@@ -51,7 +50,7 @@ class VIDLoss(FeatureLoss):
         variance: ``'running'``, a running mean of the squared residuals; ``'trained'``, the
             paper's parameter, which moves at the optimizer's learning rate.
         momentum: what the newest batch counts for in the running mean.
-        init_var: what a trained variance starts from.
+        init_var: what a trained variance starts from; None is 1.
         var_floor: the least variance.
         standardize: False takes the teacher's channels as they are, as the paper does. The paper's
             loss is ``VIDLoss(..., variance="trained", standardize=False, init_var=5.0)``.
@@ -84,25 +83,16 @@ class VIDLoss(FeatureLoss):
         norm: Norm | None = None,
         variance: Variance = "running",
         momentum: float = 0.05,
-        init_var: float = 1.0,
+        init_var: float | None = None,
         var_floor: float = 1e-4,
         standardize: bool = True,
         positions: float = 1.0,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        self._check_options(variance, var_floor, reduction, standardize)
+        self._check_options(variance, init_var, reduction, standardize)
         self.build_for(student_shape, teacher_shape)
-        if head is not None and not isinstance(head, nn.Module):
-            raise ValueError(
-                f"VIDLoss, head: expected a module; got {head!r}. Build it: head=nn.Conv2d(...)."
-            )
-        if head is not None and (hidden_channels is not None or norm is not None):
-            raise ValueError(
-                "VIDLoss, hidden_channels and norm: expected None beside a head of your own; got "
-                f"{hidden_channels} and {norm!r}."
-            )
-        self.head = head or mean_head(
+        self.head = own_head(head, hidden_channels, norm) or mean_head(
             student_shape, teacher_shape, hidden_channels=hidden_channels, norm=norm
         )
         channels = channels_of(teacher_shape)
@@ -110,22 +100,28 @@ class VIDLoss(FeatureLoss):
         self.running_var = RunningVariance(channels, momentum=momentum, floor=var_floor)
         self.trained_var: TrainedVariance | None = None
         if variance == "trained":
-            self.trained_var = TrainedVariance(channels, init_var=init_var, floor=var_floor)
+            start = 1.0 if init_var is None else init_var
+            self.trained_var = TrainedVariance(channels, init_var=start, floor=var_floor)
         self.standardize = standardize
         self.positions = checked_positions("VIDLoss", positions)
         self.reduction: Reduction = reduction
         self._positions: float | Tensor | None = None  # per sample, in the last step
 
     @staticmethod
-    def _check_options(variance: str, var_floor: float, reduction: str, standardize: bool) -> None:
+    def _check_options(
+        variance: str, init_var: float | None, reduction: str, standardize: bool
+    ) -> None:
         if variance not in get_args(Variance):
             raise ValueError(
                 f"VIDLoss, variance: expected one of {get_args(Variance)}; got {variance!r}."
             )
+        if variance == "running" and init_var is not None:
+            raise ValueError(
+                "VIDLoss, init_var: expected None beside variance='running', which starts from the "
+                f"residuals; got {init_var!r}. The paper's: variance='trained'."
+            )
         if not isinstance(standardize, bool):
             raise ValueError(f"VIDLoss, standardize: expected True or False; got {standardize!r}.")
-        if not isinstance(var_floor, int | float) or not 0 < var_floor < math.inf:
-            raise ValueError(f"VIDLoss, var_floor: expected a positive number; got {var_floor!r}.")
         if reduction not in get_args(Reduction):
             raise ValueError(
                 f"VIDLoss, reduction: expected one of {get_args(Reduction)}; got {reduction!r}."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vid_loss.losses import VIDLoss
 from vid_loss.pairs import Pair
-from vid_loss.teacher import Inputs, as_call
+from vid_loss.teacher import Inputs, as_call, check_teacher_inputs
 
 from ._grids import Grids, find_grids
 from ._stages import Size, Stages, find_stages, map_layout
@@ -80,8 +80,11 @@ def match_layers(
         >>> match_layers(student, teacher, torch.zeros(1, 4))
         :input->1: no common stages; 4 penultimate channels learn 3 logits
     """
-    if max_pairs < 1:
-        raise ValueError(f"match_layers, max_pairs: expected 1 or more; got {max_pairs}.")
+    if not isinstance(max_pairs, int) or max_pairs < 1:
+        raise ValueError(
+            f"match_layers, max_pairs: expected 1 or more; got {max_pairs!r}. Leave it out for 4."
+        )
+    check_teacher_inputs("match_layers", teacher_inputs)
     args, kwargs = as_call(example, "match_layers, example")
     inputs = example if teacher_inputs is None else teacher_inputs(*args, **kwargs)
     examples = _three_samples(example), _three_samples(inputs)

@@ -55,9 +55,9 @@ def nothing_recorded(owner: str, recorder: Recorder, forward: Forward) -> str:
     advice = f"Call {owner}(...) on the batch first, once for each loss."
     if recorder.copied:
         return (
-            f"{first}. {advice} It has been copied since it was tapped, and a copy is not read: if "
-            "you train what copy.deepcopy, prepare_qat or another conversion returned, build the "
-            "Distiller from that."
+            f"{first}. {advice} It was copied after the Distiller was built, and a copy is not "
+            "read: if you train what copy.deepcopy, prepare_qat or another conversion "
+            "returned, build the Distiller from that."
         )
     return (
         f"{first}. {advice} If you did, that was another model: of one that torch.fx or a "
@@ -70,8 +70,8 @@ def silent_hooks(owner: str) -> str:
     """Says why a forward that the tap itself has started was not recorded."""
     return (
         f"The {owner} ran, but not its hooks: its class has a __call__ of its own that passes them "
-        "by, or it was compiled and run before it was tapped. Rename that __call__ to forward; or "
-        "call torch._dynamo.reset() and compile it after it was tapped."
+        "by, or it was compiled and run before the Distiller was built. Rename that __call__ to "
+        "forward; or call torch._dynamo.reset(), build the Distiller, then compile it."
     )
 
 
@@ -98,8 +98,8 @@ def displaced(model: nn.Module, owner: str, spec: LayerSpec, tapped: nn.Module) 
     kind, new = type(tapped).__name__, type(now).__name__
     if now is not None and any(module is tapped for module in now.modules()):
         return (
-            f"{layer} was wrapped after it was tapped: {new} stands there now, around the {kind}, "
-            f"and what it adds would learn nothing. {_REBUILD}"
+            f"{layer} was wrapped after the Distiller was built: {new} stands there now, around "
+            f"the {kind}, and what it adds would learn nothing. {_REBUILD}"
         )
     if any(module is tapped for module in model.modules()):
         return None  # it has another name now, and is still what was asked for
@@ -151,7 +151,7 @@ def unreached(model: nn.Module, owner: str, spec: LayerSpec, compiled: bool, bef
     if compiled:
         return (
             f"{layer} was not reached in the last forward, which was compiled. Compile the model "
-            "after it was tapped; if models of one class are compiled in one process, set "
+            "after the Distiller is built; if models of one class are compiled in one process, set "
             "torch._dynamo.config.skip_nnmodule_hook_guards = False before."
         )
     return (
