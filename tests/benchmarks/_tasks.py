@@ -30,6 +30,14 @@ _BLOCKS = {
 }
 
 
+class HeadAlone(VIDLoss):
+    """The same head with the plainest loss: what VIDLoss takes beyond it is its own."""
+
+    def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+        """Returns the mean squared difference."""
+        return F.mse_loss(self.head(student_feature), teacher_feature)
+
+
 def _build(network: str, name: str) -> nn.Module:
     if network == "vit":
         return timm.create_model(name, num_classes=10)
@@ -40,7 +48,7 @@ def _build(network: str, name: str) -> nn.Module:
 
 
 def pairs(network: str, which: str) -> list[Pair]:
-    """MI-I at all stages, at a quarter of their positions or at the last one alone, or MI-L."""
+    """MI-I at all stages, with a quarter of the positions or the heads alone; at the last; MI-L."""
     if network in TOKENS:
         found = [Pair(*layers) for layers in _BLOCKS[network].items()]
     else:
@@ -49,6 +57,8 @@ def pairs(network: str, which: str) -> list[Pair]:
         if which == "mi-l":
             return pairs_of("mi-l", layers)
         found = pairs_of("mi-i", layers)
+    if which == "heads-alone":
+        return [replace(pair, loss=HeadAlone) for pair in found]
     if which == "quarter":
         return [replace(pair, loss=partial(VIDLoss, positions=0.25)) for pair in found]
     return found[-1:] if which == "last-stage" else found

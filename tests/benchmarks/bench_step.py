@@ -7,7 +7,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from vid_loss.cache import FeatureCache
 
-WHICH = ("mi-l", "last-stage", "all-stages", "quarter")
+WHICH = ("mi-l", "last-stage", "all-stages", "quarter", "heads-alone")
 ROUNDS = {"wrn": 100, "resnet": 20, "vit": 40, "bert": 20}
 
 
@@ -18,7 +18,7 @@ def bench_step_over_floor(compare, network, which):
     compare(task.step, task.floor, rounds=ROUNDS[network])
 
 
-@pytest.mark.parametrize("which", ["last-stage", "all-stages", "quarter"])
+@pytest.mark.parametrize("which", ["last-stage", "all-stages", "quarter", "heads-alone"])
 @pytest.mark.parametrize("network", TOKENS)
 def bench_step_of_tokens_over_floor(compare, network, which):
     task = Task(network, pairs(network, which))
