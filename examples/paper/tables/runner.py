@@ -54,7 +54,7 @@ class Runner:
         """Returns what a table's runs have in common, as :class:`FinishedRuns` asks for it."""
         common = {}
         for cell in (*models_of(plan), Cell(plan, "student", plan.regimes[0])):
-            record = self._before(cell, self._settings(Run(cell, "test", 0, {})))
+            record = self._before(cell, self.settings(Run(cell, "test", 0, {})))
             fields = ["teacher", "teacher_dataset", "data"]
             fields += ["student"] * (plan.finetuned is None)  # a cell has another one otherwise
             fields += ["epochs", "steps_per_epoch", "batch_size", "lr", "held_out_images"]
@@ -81,8 +81,8 @@ class Runner:
         return json.loads(kept.read_text())
 
     def _train(self, run: Run, folder: Path) -> dict[str, Any]:
-        settings = self._settings(run)
-        loaders = self._loaders(run.cell, settings)
+        settings = self.settings(run)
+        loaders = self.loaders(run.cell, settings)
         start = time.perf_counter()
         progress = sys.stderr.isatty()
         trained = train_student(self.accelerator, settings, loaders, folder, show_progress=progress)
@@ -126,7 +126,8 @@ class Runner:
             "lr": (plan.recipe if taught else plan.teacher_recipe)["lr"],  # if no choice says it
         }
 
-    def _settings(self, run: Run) -> Settings:
+    def settings(self, run: Run) -> Settings:
+        """Returns what a run is trained with."""
         cell, plan = run.cell, run.cell.plan
         given = {
             "method": cell.method,
@@ -157,7 +158,8 @@ class Runner:
             settings = replace(settings, teacher_classes=classes)
         return settings
 
-    def _loaders(self, cell: Cell, settings: Settings) -> Loaders:
+    def loaders(self, cell: Cell, settings: Settings) -> Loaders:
+        """Returns a run's images."""
         data, like = self._read(_dataset(cell)), None
         if not isinstance(data, SmallImages):
             return photograph_loaders(settings, *data)
