@@ -5,8 +5,9 @@
 
 Students of Table 1a's small form with 10 images per class, each method with the choice that is in
 `results/running-variance`, other seeds. Of each student's last feature, a logistic regression is
-trained on the images that the student had, and one on 20,000 others, whose labels no method has. All accuracies are of validation images. A line per student; one whose line is there is
-not trained again.
+trained on the images that the student had, and one on 20,000 others, whose labels no method has.
+All accuracies are of validation images. A line per student; one whose line is there is not trained
+again.
 """
 
 import argparse
