@@ -43,7 +43,7 @@ def train_detector(steps: int) -> None:
     # A list of images is one argument. Proposals and boxes of the teacher are of no use here.
     distiller = Distiller(student, teacher, pairs, example=(images,), stop_teacher=True)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    optimizer.add_param_group({"params": distiller.parameters()})
+    distiller.add_to(optimizer)
     for images, targets in boxed_images(steps):
         losses = student(images, targets)
         loss = sum(losses.values()) + distiller(images)
@@ -63,7 +63,7 @@ def train_segmenter(steps: int) -> None:
     pairs = [*matched, Pair("classifier", "classifier", name="logits")]
     distiller = Distiller(student, teacher, pairs, example=images, stop_teacher=True)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    optimizer.add_param_group({"params": distiller.parameters()})
+    distiller.add_to(optimizer)
     for _ in range(steps):
         loss = F.cross_entropy(student(images)["out"], masks) + distiller(images)
         optimizer.zero_grad()

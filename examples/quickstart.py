@@ -128,7 +128,7 @@ def train(
     if teacher is not None and pairs:
         example, _ = next(iter(loader))
         distiller = Distiller(model, teacher, pairs, example=example.to(device))  # +
-        optimizer.add_param_group({"params": distiller.parameters()})  # +
+        distiller.add_to(optimizer)  # +
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     curve = []
     for epoch in range(1, epochs + 1):

@@ -23,11 +23,11 @@ _SAME = 1e-3  # relative; what processes have not averaged differs by percents
 
 _NOT_TRAINED = (
     "Distiller: expected its heads to be trained with the student; they are in no optimizer. Add: "
-    "optimizer.add_param_group({'params': distiller.parameters()})"
+    "distiller.add_to(optimizer)"
 )
 _SCHEDULER_FIRST = (
     "Distiller: expected its heads in the optimizer before a scheduler is built on it; {got}. "
-    "Build the scheduler after optimizer.add_param_group({{'params': distiller.parameters()}})."
+    "Build the scheduler after distiller.add_to(optimizer)."
 )
 _NOT_LOADED = (
     "Distiller: expected the heads that the optimizer's state is of; got new ones beside a state "

@@ -101,15 +101,12 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
     )
     rates = _learning_rates(heads)
     if not rates:
-        return start + (
-            "The heads are in no optimizer. Add: for group in "
-            "distiller.parameter_groups(optimizer): optimizer.add_param_group(group)"
-        )
+        return start + ("The heads are in no optimizer. Add: distiller.add_to(optimizer)")
     if max(rates) < _LOW_RATE:
         return start + (
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own: "
-            "*distiller.parameter_groups(lr=5e-3) in the optimizer's groups, in place of "
-            "distiller.parameters(); or VIDTrainer(head_learning_rate=5e-3)."
+            "distiller.add_to(optimizer, lr=5e-3), in place of distiller.parameters() in its "
+            "groups; or VIDTrainer(head_learning_rate=5e-3)."
         )
     return start + (
         "The heads are trained, so the student's layer does not tell what the teacher's holds: "

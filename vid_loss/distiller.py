@@ -28,12 +28,12 @@ class Distiller(PairTerms):
     Equation (2) of the paper without the task loss, in three lines of an existing script::
 
         distiller = Distiller(student, teacher, {"layer4": "layer4"}, example=images)
-        optimizer.add_param_group({"params": distiller.parameters()})
+        distiller.add_to(optimizer)
         ...
         loss = criterion(student(images), labels) + distiller(images)
 
-    At a fine-tuning rate the heads want one of their own: :meth:`parameter_groups`. It owns the
-    heads and the variances alone: student and teacher are held but not registered, so that they
+    The heads get a learning rate of their own: :meth:`add_to`. It owns the heads and the variances
+    alone: student and teacher are held but not registered, so that they
     are in neither ``parameters()`` nor ``state_dict()``. All parameters exist after construction.
     Heads and teacher follow a student that moves. In several processes it is wrapped as the student
     is: ``DistributedDataParallel(distiller)``.

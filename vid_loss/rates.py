@@ -1,4 +1,4 @@
-"""Learning rates of the heads, beside the student's."""
+"""How the heads come into the student's optimizer, at a learning rate of their own."""
 
 import math
 from typing import Any, Literal
@@ -28,13 +28,79 @@ def head_learning_rate(optimizer: Optimizer | str, lr: float | None = None) -> f
     return max(rate, HEAD_LEARNING_RATE) if "adam" in name.lower() else rate
 
 
-def groups_of(
+class TrainedHeads(nn.Module):
+    """Heads that the student's optimizer trains."""
+
+    def add_to(
+        self,
+        optimizer: Optimizer,
+        *,
+        lr: float | Literal["auto"] | None = "auto",
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Adds the heads' parameters to the student's optimizer, at a rate of their own.
+
+        A student that is fine-tuned with Adam at 5e-5 keeps what it knows; a head starts at random,
+        and at that rate would not be fitted in thousands of steps. A scheduler is built after this.
+
+        Args:
+            optimizer: the student's.
+            lr: as for :meth:`parameter_groups`.
+            weight_decay: as for :meth:`parameter_groups`.
+
+        Raises:
+            TypeError: if it is no optimizer.
+            ValueError: if it has them already, or an option is out of range.
+        """
+        if not hasattr(optimizer, "add_param_group"):
+            raise TypeError(
+                f"Distiller, add_to: expected the student's optimizer; got {optimizer!r}. One that "
+                "is yet to be built takes distiller.parameter_groups() beside its own groups."
+            )
+        groups = self.parameter_groups(optimizer, lr=lr, weight_decay=weight_decay)
+        there = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(p) in there for group in groups for p in group["params"]):
+            raise ValueError(
+                "Distiller, add_to: expected an optimizer without the heads; got one that has them "
+                "already. Add them once."
+            )
+        for group in groups:
+            optimizer.add_param_group(group)
+
+    def parameter_groups(
+        self,
+        optimizer: Optimizer | None = None,
+        *,
+        lr: float | Literal["auto"] | None = "auto",
+        weight_decay: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """Returns the heads' parameters in groups for an optimizer, with a rate of their own.
+
+        For one that is built from them; :meth:`add_to` gives them to one that is there::
+
+            groups = [{"params": student.parameters()}, *distiller.parameter_groups()]
+            optimizer = torch.optim.AdamW(groups, lr=5e-5)
+
+        Args:
+            optimizer: what they are for; None if it is yet to be built.
+            lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
+                ``HEAD_LEARNING_RATE``, which is for Adam, without one. None leaves it to the
+                optimizer.
+            weight_decay: the decay of weight matrices; norms, biases and variances have none.
+
+        Returns:
+            One group, or two if there is a decay.
+        """
+        return _groups_of(list(self.parameters()), optimizer, lr, weight_decay)
+
+
+def _groups_of(
     parameters: list[nn.Parameter],
     optimizer: Optimizer | None,
     lr: float | Literal["auto"] | None,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """Returns parameters in groups, as :meth:`~vid_loss.Distiller.parameter_groups` says."""
+    """Returns parameters in groups, as :meth:`TrainedHeads.parameter_groups` says."""
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise TypeError(
             "Distiller, parameter_groups, optimizer: expected an optimizer or None; got "

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ._checks import refuse_shared
 from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
@@ -16,10 +14,10 @@ from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
 from .pairs import Pair, check_weight
-from .rates import groups_of
+from .rates import TrainedHeads
 
 
-class PairTerms(nn.Module):
+class PairTerms(TrainedHeads):
     """A loss and a weight for each pair; what they came to in the last step.
 
     Args:
@@ -175,33 +173,6 @@ class PairTerms(nn.Module):
         """
         seen = any(loss.stats() for loss in self.vid_losses().values())
         return by_metric(self.diagnostics()) if seen else {}
-
-    def parameter_groups(
-        self,
-        optimizer: Optimizer | None = None,
-        *,
-        lr: float | Literal["auto"] | None = "auto",
-        weight_decay: float = 0.0,
-    ) -> list[dict[str, Any]]:
-        """Returns the heads' parameters in groups for an optimizer, with a rate of their own.
-
-        A student that is fine-tuned with Adam at 5e-5 keeps what it knows; a head starts at random,
-        and at that rate would not be fitted in thousands of steps::
-
-            for group in distiller.parameter_groups(optimizer):
-                optimizer.add_param_group(group)
-
-        Args:
-            optimizer: what they are for; None if it is yet to be built.
-            lr: their learning rate. ``"auto"`` is :func:`~vid_loss.rates.head_learning_rate` of
-                the optimizer, and ``HEAD_LEARNING_RATE``, which is for Adam, without one. None
-                leaves it to the optimizer.
-            weight_decay: the decay of weight matrices; norms, biases and variances have none.
-
-        Returns:
-            One group, or two if there is a decay.
-        """
-        return groups_of(list(self.parameters()), optimizer, lr, weight_decay)
 
 
 def _idle(loss: nn.Module, feature: Tensor) -> Tensor:

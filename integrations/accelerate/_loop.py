@@ -210,7 +210,7 @@ def _check(accelerator: Accelerator, optimizer: Optimizer, distiller: Distiller 
     if distiller is not None and not holds_all(optimizer, distiller):
         raise ValueError(
             "train, optimizer: expected the distiller's parameters too; got one without them. "
-            "Add: optimizer.add_param_group({'params': distiller.parameters()})"
+            "Add: distiller.add_to(optimizer)"
         )
 
 

@@ -56,8 +56,8 @@ def refuse_optimizer_without_heads(trainer: Trainer, distiller: Distiller) -> No
     if not (held or optimizer is None or holds_all(optimizer, distiller)):
         raise RuntimeError(
             "VIDTrainer, optimizers: expected the heads in the optimizer; got one without them. "
-            "Before train() add: optimizer.add_param_group({'params': "
-            "trainer.distiller.parameters()}), and build your scheduler, if any, after that."
+            "Before train() add: trainer.distiller.add_to(optimizer), and build your scheduler, if "
+            "any, after that."
         )
     known = len(getattr(trainer.lr_scheduler, "base_lrs", ()))
     if not held and known and known < len(optimizer.param_groups):

@@ -163,6 +163,12 @@ OF_DISTILLER = [
     ),
     (
         TypeError,
+        "Distiller, add_to: expected the student's optimizer",
+        lambda: build().add_to(None),
+        lambda: build().add_to([]),
+    ),
+    (
+        TypeError,
         "Distiller, parameter_groups, optimizer: expected an optimizer or Non",
         lambda: build().parameter_groups(0.1),
     ),

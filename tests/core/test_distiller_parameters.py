@@ -46,14 +46,33 @@ def test_parameter_groups_have_a_rate_of_their_own():
     _, _, distiller = make()
     student = nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5, weight_decay=0.1)
-    for group in distiller.parameter_groups():
-        optimizer.add_param_group(group)
+    distiller.add_to(optimizer)
     first, heads = optimizer.param_groups
     assert (first["lr"], heads["lr"]) == (5e-5, HEAD_LEARNING_RATE)
     assert (first["weight_decay"], heads["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in heads["params"]} == {id(p) for p in distiller.parameters()}
     assert [g["lr"] for g in distiller.parameter_groups(lr=0.3, weight_decay=0.1)] == [0.3, 0.3]
     assert all("lr" not in g for g in distiller.parameter_groups(lr=None, weight_decay=0.1))
+
+
+def test_an_optimizer_gets_the_groups_that_it_could_be_built_of():
+    _, _, distiller = make()
+    options = {"lr": 0.3, "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW(nn.Linear(1, 1).parameters(), lr=5e-5)
+    distiller.add_to(optimizer, **options)
+    for added, group in zip(
+        optimizer.param_groups[1:], distiller.parameter_groups(**options), strict=True
+    ):
+        assert [id(p) for p in added["params"]] == [id(p) for p in group["params"]]
+        assert (added["lr"], added["weight_decay"]) == (group["lr"], group["weight_decay"])
+
+
+def test_heads_are_added_once():
+    _, _, distiller = make()
+    optimizer = torch.optim.SGD([distiller.losses["stage1->stage1"].head[0].weight], lr=0.1)
+    with pytest.raises(ValueError, match="got one that has them already"):
+        distiller.add_to(optimizer)
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +101,7 @@ def test_a_pair_without_parameters_gives_no_empty_group():
 def test_heads_that_are_in_no_optimizer_are_noticed(options):
     student, _, distiller = make()
     optimizer = torch.optim.Adam(student.parameters(), lr=0.01, **options)
-    with pytest.warns(UserWarning, match=r"add_param_group\(\{'params': distiller.parameters"):
+    with pytest.warns(UserWarning, match=r"distiller\.add_to\(optimizer\)"):
         train(student, distiller, optimizer, steps=8)
 
 

@@ -94,7 +94,7 @@ WARNED = {
     OwnCycle: lambda o: OwnCycle(o, 0.01, 0.1, cycle_momentum=False),
     CosineAnnealingLR: lambda o: CosineAnnealingLR(o, 12),
 }
-LINE = r"Build the scheduler after optimizer.add_param_group\(.*distiller.parameters\(\)}\)\."
+LINE = r"Build the scheduler after distiller\.add_to\(optimizer\)\."
 
 
 def rates(make, late, steps=12, distills=True):

@@ -37,7 +37,7 @@ def train(steps, *, head_lr=None, optimized=True, teacher_inputs=None, weight=No
 def test_heads_at_a_fine_tuning_rate_are_noticed_once_with_the_line_to_write():
     (message,) = train(320)
     assert "learning rate is 5.0e-05" in message
-    assert "*distiller.parameter_groups(lr=5e-3)" in message
+    assert "distiller.add_to(optimizer, lr=5e-3)" in message
     assert "2->2 0.0" in message
 
 
