@@ -122,6 +122,9 @@ def several_processes() -> bool:
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Computes what is inside in the tensors' own dtypes, on the device of one of them."""
     device = tensor.device.type
+    # Compiled it costs nothing, and what it would be asked before is not known to old dynamos.
+    if torch.compiler.is_compiling():
+        return torch.autocast(device, enabled=False)
     # Entering torch's own costs as much as a small loss, and nearly always there is none to leave.
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)

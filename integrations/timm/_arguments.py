@@ -10,7 +10,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
-from vid_loss.rates import HEAD_LEARNING_RATE, head_learning_rate
+from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_LEARNING_RATE, head_learning_rate
 
 from ._groups import param_groups_vid
 from ._task import VIDTask
@@ -47,7 +47,8 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="LR",
         help="learning rate of the heads, which the schedule scales like --lr "
-        f"(default: that of --lr; with an Adam at least {HEAD_LEARNING_RATE})",
+        f"(default: that of --lr; with an Adam at least {HEAD_LEARNING_RATE}, "
+        f"with SGD {SGD_HEAD_LEARNING_RATE})",
     )
     group.add_argument(
         "--vid-stop-teacher",

@@ -9,7 +9,7 @@ from _models import images
 from torch import nn
 
 from vid_loss import KDLoss, Pair, VIDLoss
-from vid_loss.rates import HEAD_LEARNING_RATE
+from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_LEARNING_RATE
 
 
 def test_parameter_groups_keep_variances_norms_and_biases_from_decay():
@@ -81,11 +81,12 @@ def test_heads_are_added_once():
         (torch.optim.AdamW, 5e-5, HEAD_LEARNING_RATE),
         (torch.optim.NAdam, 5e-5, HEAD_LEARNING_RATE),
         (torch.optim.Adam, 0.5, 0.5),
-        (torch.optim.SGD, 0.1, 0.1),
-        (torch.optim.SGD, 1e-3, 1e-3),
+        (torch.optim.SGD, 0.5, 0.5),
+        (torch.optim.SGD, 1e-3, SGD_HEAD_LEARNING_RATE),
+        (torch.optim.RMSprop, 1e-3, 1e-3),
     ],
 )
-def test_beside_adam_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
+def test_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
     _, _, distiller = make()
     optimizer = kind(nn.Linear(1, 1).parameters(), lr=rate)
     assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]

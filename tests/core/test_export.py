@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from _versions import needs_onnx_by_dynamo, needs_strict_export_with_hooks
 from torch.testing import assert_close
 
 from vid_loss import Distiller
@@ -64,7 +65,13 @@ def on_old_onnx(student, images):
     return _evaluator(onnx.load_from_string(file.getvalue()))
 
 
-EXPORTERS = [on_trace, on_export, on_strict_export, on_onnx, on_old_onnx]
+EXPORTERS = [
+    on_trace,
+    on_export,
+    pytest.param(on_strict_export, marks=needs_strict_export_with_hooks),
+    pytest.param(on_onnx, marks=needs_onnx_by_dynamo),
+    on_old_onnx,
+]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its older exporters

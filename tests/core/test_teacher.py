@@ -129,7 +129,8 @@ def test_a_teacher_that_puts_other_tensors_into_a_container_is_refused(change):
 
 
 def test_a_list_as_an_example_is_to_be_put_into_a_tuple():
-    with pytest.raises(TypeError, match=r"got list\. If the model takes a list.*\(images,\)"):
+    advice = r"got list\. A loader's batch.*batch\[0\].*takes a list.*\(images,\)"
+    with pytest.raises(TypeError, match=advice):
         Distiller(*cnn_pair(), {"stage1": "stage1"}, example=[images()])
 
 

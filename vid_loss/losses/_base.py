@@ -151,10 +151,11 @@ def for_head(feature: Tensor, head: nn.Module, valid: Tensor | None = None) -> T
     """
     if valid is not None:
         feature = without_padding(feature, valid)
-    parameter = next(head.parameters(), None)
-    if parameter is None or torch.is_autocast_enabled(feature.device.type):
+    if torch.is_autocast_enabled(feature.device.type):
         return feature
-    return feature.to(parameter.dtype)
+    for parameter in head.parameters():  # next() with a default is not known to dynamo before 2.9
+        return feature.to(parameter.dtype)
+    return feature
 
 
 def without_padding(feature: Tensor, valid: Tensor) -> Tensor:

@@ -228,14 +228,14 @@ class TokenHead(nn.Module):
             self.norm = nn.LayerNorm(hidden_channels)
         else:
             self.norm = nn.BatchNorm1d(hidden_channels) if norm == "batch" else nn.Identity()
+        self._by_token = norm != "batch"  # not by its class: SyncBatchNorm may take its place
         self.activation = nn.ReLU(inplace=True)
         self.project = _small(nn.Linear(hidden_channels, teacher_channels))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps ``(N, L, C_s)`` to ``(N, L, C_t)``; what it says of masked tokens means nothing."""
         hidden = self.expand(tokens)
-        # Told by the kind of norm, not by its class, so that SyncBatchNorm may take its place.
-        if isinstance(self.norm, nn.LayerNorm | nn.Identity):
+        if self._by_token:
             hidden = self.norm(hidden)
         elif mask is None:
             hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)

@@ -95,6 +95,7 @@ class VIDLoss(FeatureLoss):
         self.head = own_head(head, hidden_channels, norm) or mean_head(
             student_shape, teacher_shape, hidden_channels=hidden_channels, norm=norm
         )
+        self._head_takes_mask = isinstance(self.head, TokenHead | MapHead)
         channels = channels_of(teacher_shape)
         self.scale = TeacherScale(channels)
         self.running_var = RunningVariance(channels, momentum=momentum, floor=var_floor)
@@ -191,7 +192,7 @@ class VIDLoss(FeatureLoss):
                     student_feature, teacher_feature, valid, self.positions
                 )
         student_feature = for_head(student_feature, self.head, valid)
-        masked = valid is not None and isinstance(self.head, TokenHead | MapHead)
+        masked = valid is not None and self._head_takes_mask
         mean = self.head(student_feature, valid) if masked else self.head(student_feature)
         if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
             mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
