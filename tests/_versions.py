@@ -16,3 +16,8 @@ needs_onnx_by_dynamo = pytest.mark.skipif(
     torch.__version__ < (2, 9),
     reason="torch 2.8 with onnxscript of today exports no convolution, with hooks or without",
 )
+
+needs_messages_of_compiled_code = pytest.mark.skipif(
+    torch.__version__ < (2, 9),
+    reason="torch 2.8 hides the message of an error that its compiler meets",
+)

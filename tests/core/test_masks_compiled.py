@@ -7,6 +7,7 @@ import pytest
 import torch
 from _masks import Frames, Towers, batch_of, build, mask_of
 from _models import cnn_pair, images
+from _versions import needs_messages_of_compiled_code
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vid_loss import DistillationModel, Distiller, FitNetLoss, Pair, VIDLoss
@@ -78,6 +79,7 @@ def test_a_mask_of_a_map_that_the_call_is_given():
     assert counter.frame_count <= 2
 
 
+@needs_messages_of_compiled_code
 def test_a_name_that_a_call_does_not_have_is_an_error_there_too():
     student, distiller = build(Towers, NAMED, **towers(0))
     _, fast, _, _ = both(DistillationModel(student, distiller))
