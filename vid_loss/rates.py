@@ -6,22 +6,31 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-# Rates that explain about as much as any, on validation data (examples/paper/q_fit): Adam's from
-# 2e-3 to 2e-2; SGD's from 0.1 to 1 on images, where wide text encoders want the higher ones.
+from .losses import VIDLoss
+
+# What explains about as much as any, on validation data (examples/paper/q_fit): Adam's rates from
+# 2e-3 to 2e-2. SGD moves a weight by rate times lambda: from 0.3 to 3 on images, of which a wide
+# text encoder wants the higher ones; from 9 on heads swing, and explain less.
 HEAD_LEARNING_RATE = 5e-3
-SGD_HEAD_LEARNING_RATE = 0.3
+SGD_HEAD_STEP = 0.9
 
 
-def head_learning_rate(optimizer: Optimizer | str, lr: float | None = None) -> float:
+def head_learning_rate(
+    optimizer: Optimizer | str,
+    lr: float | None = None,
+    *,
+    weight: float = VIDLoss.default_weight,
+) -> float:
     """Returns the rate at which heads are fitted beside a student, whatever the student's is.
 
     Adam and its relatives move a weight by the rate itself, however large the gradient is: their
-    heads have ``HEAD_LEARNING_RATE`` at least; SGD's ``SGD_HEAD_LEARNING_RATE``. For others it is
-    the student's.
+    heads have ``HEAD_LEARNING_RATE`` at least. SGD's step grows with lambda: its heads have
+    ``SGD_HEAD_STEP / weight`` at least, 0.3 at the default. For others it is the student's.
 
     Args:
         optimizer: the student's, or its name.
         lr: its rate; that of its first group if None.
+        weight: lambda; of several pairs, the largest.
     """
     # By name, because most of them are in other libraries and share no class.
     name = (optimizer if isinstance(optimizer, str) else type(optimizer).__name__).lower()
@@ -30,11 +39,22 @@ def head_learning_rate(optimizer: Optimizer | str, lr: float | None = None) -> f
     rate = float(lr or 0)
     if "adam" in name:
         return max(rate, HEAD_LEARNING_RATE)
-    return max(rate, SGD_HEAD_LEARNING_RATE) if "sgd" in name else rate
+    return max(rate, SGD_HEAD_STEP / weight) if "sgd" in name and weight else rate
 
 
 class TrainedHeads(nn.Module):
-    """Heads that the student's optimizer trains."""
+    """Heads that the student's optimizer trains.
+
+    Attributes:
+        weights: lambda of each pair by name.
+    """
+
+    weights: dict[str, float]
+
+    @property
+    def largest_weight(self) -> float:
+        """The largest lambda."""
+        return max(self.weights.values(), default=0.0)
 
     def add_to(
         self,
@@ -96,7 +116,8 @@ class TrainedHeads(nn.Module):
         Returns:
             One group, or two if there is a decay.
         """
-        return _groups_of(list(self.parameters()), optimizer, lr, weight_decay)
+        weight = self.largest_weight
+        return _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
 
 
 def _groups_of(
@@ -104,6 +125,7 @@ def _groups_of(
     optimizer: Optimizer | None,
     lr: float | Literal["auto"] | None,
     weight_decay: float,
+    weight: float,
 ) -> list[dict[str, Any]]:
     """Returns parameters in groups, as :meth:`TrainedHeads.parameter_groups` says."""
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
@@ -119,7 +141,9 @@ def _groups_of(
                 f"{value!r}. For example lr=5e-3, weight_decay=1e-4."
             )
     if lr == "auto":
-        lr = HEAD_LEARNING_RATE if optimizer is None else head_learning_rate(optimizer)
+        lr = HEAD_LEARNING_RATE
+        if optimizer is not None:
+            lr = head_learning_rate(optimizer, weight=weight)
     rate = {} if lr is None else {"lr": lr}
     if not weight_decay:
         return [{"params": parameters, "weight_decay": 0.0, **rate}] if parameters else []

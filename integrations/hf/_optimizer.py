@@ -24,18 +24,22 @@ def give_heads_groups(
     heads = {id(parameter) for parameter in distiller.parameters()}
     for parameter, own in _layerwise(optimizer).items():
         for group in own.param_groups if id(parameter) in heads else ():
-            group["lr"] = _rate(own, learning_rate, group["lr"])
+            group["lr"] = _rate(own, distiller, learning_rate, group["lr"])
     for group in list(optimizer.param_groups):
         moved = [p for p in group["params"] if id(p) in heads]
         if not moved:
             continue
         group["params"] = [p for p in group["params"] if id(p) not in heads]
-        rate = _rate(optimizer, learning_rate, group["lr"])
+        rate = _rate(optimizer, distiller, learning_rate, group["lr"])
         optimizer.add_param_group({**group, "params": moved, "lr": rate})
 
 
-def _rate(optimizer: Optimizer, given: float | None, of_student: float) -> float:
-    return head_learning_rate(optimizer, of_student) if given is None else given
+def _rate(
+    optimizer: Optimizer, distiller: Distiller, given: float | None, of_student: float
+) -> float:
+    if given is not None:
+        return given
+    return head_learning_rate(optimizer, of_student, weight=distiller.largest_weight)
 
 
 def _layerwise(optimizer: Any) -> dict[Tensor, Optimizer]:

@@ -8,7 +8,6 @@ from typing import Any
 from torch.optim import Optimizer
 
 from vid_loss import Distiller
-from vid_loss.rates import head_learning_rate
 
 
 @contextmanager
@@ -35,9 +34,7 @@ def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> It
         build(self, *args, **kwargs)
         held = {id(p) for group in self.param_groups for p in group["params"]}
         if held & of_student and not held & of_heads:  # a wrapper of another has that one's groups
-            lr = head_learning_rate(self) if learning_rate is None else learning_rate
-            for group in distiller.parameter_groups(self, lr=lr):
-                self.add_param_group(group)
+            distiller.add_to(self, lr="auto" if learning_rate is None else learning_rate)
             built.append(type(self))
 
     Optimizer.__init__ = with_heads  # type: ignore[method-assign]  # for the block alone

@@ -9,7 +9,7 @@ from _models import images
 from torch import nn
 
 from vid_loss import KDLoss, Pair, VIDLoss
-from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_LEARNING_RATE
+from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_STEP
 
 
 def test_parameter_groups_keep_variances_norms_and_biases_from_decay():
@@ -82,7 +82,7 @@ def test_heads_are_added_once():
         (torch.optim.NAdam, 5e-5, HEAD_LEARNING_RATE),
         (torch.optim.Adam, 0.5, 0.5),
         (torch.optim.SGD, 0.5, 0.5),
-        (torch.optim.SGD, 1e-3, SGD_HEAD_LEARNING_RATE),
+        (torch.optim.SGD, 1e-3, SGD_HEAD_STEP / 3),
         (torch.optim.RMSprop, 1e-3, 1e-3),
     ],
 )
@@ -91,6 +91,14 @@ def test_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
     optimizer = kind(nn.Linear(1, 1).parameters(), lr=rate)
     assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
     assert [g["lr"] for g in distiller.parameter_groups(optimizer, lr=0.3)] == [0.3]
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(1e-3, SGD_HEAD_STEP / 30), (0.1, 0.1)])
+def test_beside_sgd_whose_steps_grow_with_lambda_the_largest_one_decides(rate, expected):
+    _, _, distiller = make([Pair(f"stage{i}", f"stage{i}", 10.0**i) for i in (1, 2)])
+    distiller.set_weight("stage2->stage2", 30.0)
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=rate)
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
 
 
 def test_a_pair_without_parameters_gives_no_empty_group():

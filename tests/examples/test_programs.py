@@ -21,6 +21,7 @@ from paper.program import DataSet, main
 def fresh_state(monkeypatch, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)  # no launcher; others set it
     monkeypatch.chdir(tmp_path)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
