@@ -1,6 +1,5 @@
 """Checks of what a Distiller is built with, before anything is hooked."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from .teacher import check_teacher_inputs
 
 
 def check_models(student: Any, teacher: Any, given: Given) -> None:
-    """Refuses what cannot be student and teacher; warns of a student that nothing can change.
+    """Refuses what cannot be student and teacher.
 
     Raises:
         TypeError: if one is no module; the teacher may be None.
@@ -39,13 +38,6 @@ def check_models(student: Any, teacher: Any, given: Given) -> None:
                 f"Distiller, {owner}: expected weights in memory; got a model on the meta device. "
                 "Load it without init_empty_weights(), device_map or torch.device('meta')."
             )
-    parameters = list(student.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        warnings.warn(
-            "Distiller, student: expected weights to be trained; got none with requires_grad, so "
-            "that the heads alone learn. If that is not meant: student.requires_grad_(True).",
-            stacklevel=3,
-        )
 
 
 def check_options(

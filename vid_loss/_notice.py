@@ -1,4 +1,4 @@
-"""A warning, once, that a transfer has had no effect so far, with the reason that can be seen."""
+"""Warnings, once, that a transfer has no effect, with the reason that can be seen."""
 
 import gc
 import warnings
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .losses import VIDLoss
+from .pairs import Pair
 
 AT_CALL = 300
 _INERT = 0.05  # explained variance below which next to nothing is transferred
 _CONTRADICTED = 1.0  # nats by which a variance may be away from its residuals
 _LOW_RATE = 1e-3  # below it, Adam moves a head by less than its own size in hundreds of steps
 
+_FROZEN = (
+    "Distiller: expected student features that come from weights with requires_grad; got frozen "
+    "ones for {}, so that the heads alone learn there. Pair a layer behind the first that is "
+    "trained, or, unless that comes later, student.requires_grad_(True)."
+)
+
 
 class Notice:
-    """Looks once, after some hundreds of steps, whether anything is transferred.
+    """Looks whether anything can reach the student, and after hundreds of steps whether it does.
 
     Not before: a schedule may warm up. The numbers are sent to the host at one step and looked at
     when they have arrived, so that no step waits for a GPU.
@@ -32,6 +39,23 @@ class Notice:
         self.is_open = True
         self.calls = 0
         self._sent: _Sent | None = None
+
+    def first(
+        self,
+        pairs: Mapping[str, Pair],
+        features: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+    ) -> None:
+        """Called in the first step: a feature without a gradient takes none to the student.
+
+        Args:
+            pairs: by name.
+            features: the student's, by layer.
+            weights: of the pairs.
+        """
+        cut = [x for x, pair in pairs.items() if weights[x] and not _is_trained(features, pair)]
+        if cut:
+            warnings.warn(_FROZEN.format(", ".join(cut)), stacklevel=5)
 
     def look(self, losses: Mapping[str, VIDLoss], weights: Mapping[str, float]) -> None:
         """Called from step ``AT_CALL`` on, for as long as it is open.
@@ -71,6 +95,10 @@ class _Sent:
 
     def has_arrived(self) -> bool:
         return self._event is None or bool(self._event.query())
+
+
+def _is_trained(features: Mapping[str, Tensor], pair: Pair) -> bool:
+    return features[pair.student].requires_grad
 
 
 def _figures(loss: VIDLoss) -> Tensor:

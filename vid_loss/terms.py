@@ -107,6 +107,8 @@ class PairTerms(TrainedHeads):
         self.terms = terms
         if self.training and not compiling and torch.is_grad_enabled():
             self._notice.calls += 1
+            if self._notice.calls == 1:
+                self._notice.first(self.pairs, student_features, self.weights)
             if self._notice.calls >= AT_CALL and self._notice.is_open:
                 self._notice.look(self.vid_losses(), self.weights)
         return weighted

@@ -12,11 +12,23 @@ def net(width):
     return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, width))
 
 
-def train(steps, *, head_lr=None, optimized=True, teacher_inputs=None, weight=None, **options):
+def train(
+    steps,
+    *,
+    head_lr=None,
+    optimized=True,
+    teacher_inputs=None,
+    weight=None,
+    layer="2",
+    frozen=(),
+    **options,
+):
     """Trains a toy pair at 5e-5 and returns what was warned of."""
     torch.manual_seed(0)
     student, teacher = net(16), net(32)
-    pair = Pair("2", "2", weight, loss=partial(VIDLoss, **options))
+    for name in frozen:
+        student.get_submodule(name).requires_grad_(False)
+    pair = Pair(layer, layer, weight, loss=partial(VIDLoss, **options))
     batch = torch.randn(4, 8)
     distiller = Distiller(student, teacher, [pair], example=batch, teacher_inputs=teacher_inputs)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
@@ -65,3 +77,19 @@ def test_nothing_is_said_of_a_transfer_that_works_or_is_off(options):
 
 def test_nothing_is_said_while_a_schedule_may_still_warm_up():
     assert train(290) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "frozen"), [("2", ("",)), ("2", ("0", "2")), ("0", ("0",)), ("0:input", ())]
+)
+def test_a_layer_that_nothing_trained_comes_before_is_named_in_the_first_step(layer, frozen):
+    (message,) = train(3, layer=layer, frozen=frozen)
+    assert f"got frozen ones for {layer}->{layer}," in message
+    assert "student.requires_grad_(True)" in message
+
+
+@pytest.mark.parametrize(
+    "options", [{"frozen": ("0",)}, {"layer": "0", "frozen": ("0",), "weight": 0.0}]
+)
+def test_nothing_is_said_of_a_layer_that_is_trained_or_off(options):
+    assert train(3, **options) == []
