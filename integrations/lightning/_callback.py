@@ -16,6 +16,7 @@ from vid_loss.cache import FeatureCache
 from vid_loss.teacher import Inputs
 
 from ._checks import places_in, refuse_sharded_and_manual, student_of
+from ._finetuning import keep_heads_from_finetuning
 from ._heads import heads_in_optimizers
 
 _WRAPPED = ("configure_optimizers", "training_step")
@@ -106,7 +107,7 @@ class VIDCallback(Callback):
         @wraps(configure)
         def configure_optimizers() -> Any:
             self._build(trainer, pl_module)
-            with heads_in_optimizers(self._built, self._head_learning_rate):
+            with heads_in_optimizers(self._built, pl_module, self._head_learning_rate):
                 return configure()
 
         @wraps(step)
@@ -180,7 +181,7 @@ class VIDCallback(Callback):
             inputs = self._options["teacher_inputs"]
             pairs = match_layers(student, teacher, example, teacher_inputs=inputs)
         distiller = Distiller(student, teacher, pairs, example=example, **self._options)
-        self._undo.append(distiller.close)
+        self._undo += [distiller.close, keep_heads_from_finetuning(trainer, distiller)]
         self.distiller = distiller
         if self._loaded is not None:
             distiller.load_state_dict(self._loaded)

@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from vid_loss import Distiller
 
 
 @contextmanager
-def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> Iterator[None]:
+def heads_in_optimizers(
+    distiller: Distiller, module: nn.Module, learning_rate: float | None
+) -> Iterator[None]:
     """Gives the heads to every optimizer of the student's that is built in a block.
 
     A scheduler that is built in the same block counts the groups, so that adding them after the
@@ -19,12 +22,16 @@ def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> It
 
     Args:
         distiller: has the heads and the student.
+        module: the module that has the student. If that is frozen and joins an optimizer later,
+            the heads come into the first one of the module's.
         learning_rate: of the heads; :func:`~vid_loss.rates.head_learning_rate` if None.
 
     Raises:
         ValueError: if none was built.
     """
-    of_student = {id(p) for p in distiller.student.parameters()}
+    student = list(distiller.student.parameters())
+    trained = any(p.requires_grad for p in student)
+    of_these = {id(p) for p in (student if trained else module.parameters())}
     of_heads = {id(p) for p in distiller.parameters()}
     build = Optimizer.__init__
     built = []
@@ -33,7 +40,8 @@ def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> It
     def with_heads(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         held = {id(p) for group in self.param_groups for p in group["params"]}
-        if held & of_student and not held & of_heads:  # a wrapper of another has that one's groups
+        # A wrapper of another has that one's groups.
+        if held & of_these and not held & of_heads and (trained or not built):
             distiller.add_to(self, lr="auto" if learning_rate is None else learning_rate)
             built.append(type(self))
 
@@ -44,6 +52,6 @@ def heads_in_optimizers(distiller: Distiller, learning_rate: float | None) -> It
         Optimizer.__init__ = build  # type: ignore[method-assign]  # as above
     if of_heads and not built:
         raise ValueError(
-            "VIDCallback: expected configure_optimizers to build an optimizer of the student's "
+            "VIDCallback: expected configure_optimizers to build an optimizer of the module's "
             "parameters; got none, or one that was built before. Build it there."
         )
