@@ -34,7 +34,7 @@ def heads_in_optimizers(
     of_these = {id(p) for p in (student if trained else module.parameters())}
     of_heads = {id(p) for p in distiller.parameters()}
     build = Optimizer.__init__
-    built = []
+    built: list[type[Optimizer]] = []
 
     @wraps(build)
     def with_heads(self: Optimizer, *args: Any, **kwargs: Any) -> None:

@@ -108,12 +108,12 @@ def _quoted(key: Any) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Looks through ``torch.compile`` and data-parallel wrappers, whose layers have other names."""
+    """Looks through wrappers of torch and Lightning Fabric, whose layers have other names."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             inner = model.module
         else:
-            inner = getattr(model, "_orig_mod", None)
+            inner = getattr(model, "_orig_mod", getattr(model, "_original_module", None))
         if not isinstance(inner, nn.Module):
             return model
         model = inner
