@@ -7,23 +7,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._channels import are_channels_last, is_signal
 from .losses.layouts import to_layout
 from .pairs import Pair
-
-# What their outputs are, whatever is around them: (N, C, L), or (N, L, C).
-_OF_SIGNALS = (
-    nn.Conv1d,
-    nn.ConvTranspose1d,
-    nn.BatchNorm1d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.GroupNorm,
-    nn.MaxPool1d,
-    nn.AvgPool1d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveMaxPool1d,
-)
-_OF_TOKENS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _Features = Mapping[str, Tensor]
@@ -34,7 +20,7 @@ class Side(NamedTuple):
     """One of the two models, and what it made of the example."""
 
     owner: Literal["student", "teacher"]
-    model: nn.Module
+    model: nn.Module | None  # None where features come from elsewhere
     features: Mapping[str, Tensor]
     read: Callable[..., Mapping[str, Tensor]]  # of a call's arguments
 
@@ -50,6 +36,12 @@ class Side(NamedTuple):
         """Where the pair says that the channels are."""
         dims = pair.channel_dim
         return dims[self.owner == "teacher"] if isinstance(dims, tuple) else dims
+
+    def module(self, pair: Pair) -> nn.Module | None:
+        """The module of the pair's layer; None if it says nothing of what the loss is given."""
+        if self.model is None or self.transform(pair) is not None:
+            return None
+        return self.model.get_submodule(self.layer(pair).partition(":")[0].partition("[")[0])
 
     def shape(self, pair: Pair, features: Mapping[str, Tensor]) -> torch.Size:
         """The shape of this model's feature as the pair's loss is given it."""
@@ -85,6 +77,7 @@ def check_axes(
     """
     call: Call = (args, kwargs)
     first = next((x for x in _tensors(call) if x.ndim), torch.empty(0))
+    image = next((x for x in _tensors(call) if x.ndim == 4), first)
 
     @cache
     def resized(axis: int) -> _Features | None:
@@ -103,13 +96,32 @@ def check_axes(
         for name in open_ if others is not None else ():
             _check_batch(pairs[name], side, shapes[name], side.shape(pairs[name], others or {}))
     for name, pair in pairs.items():
-        said = side.channel_dim(pair) is not None or side.transform(pair) is not None
-        if len(shapes[name]) == 3 and not said and _is_signal(side, side.layer(pair), shortened):
-            raise ValueError(
-                f"{pair}, channel_dim: expected to know where the channels of the {side.owner}'s "
-                f"{tuple(shapes[name])} are: it looks like a signal (N, C, L). Pass channel_dim=1 "
-                "for that, or channel_dim=-1 for tokens (N, L, C)."
-            )
+        if side.channel_dim(pair) is None:
+            _check_channels(pair, side, shapes[name], image.shape, shortened)
+
+
+def _check_channels(
+    pair: Pair, side: Side, shape: torch.Size, inputs: torch.Size, shortened: _Trial
+) -> None:
+    layer, module = side.layer(pair), side.module(pair)
+
+    def shorter(dim: int) -> Tensor | None:
+        others = shortened(dim)
+        return None if others is None else others[layer]
+
+    if len(shape) == 3 and module is not None and is_signal(module, shape, shorter):
+        looks, otherwise = "a signal (N, C, L)", (1, -1, "tokens (N, L, C)")
+    elif len(shape) > 3 and are_channels_last(module, ":input" in layer, shape, inputs):
+        more = "D, " if len(shape) == 5 else ""
+        looks, otherwise = f"(N, {more}H, W, C)", (-1, 1, f"(N, C, {more}H, W)")
+    else:
+        return
+    dim, other, what = otherwise
+    raise ValueError(
+        f"{pair}, channel_dim: expected to know where the channels of the {side.owner}'s "
+        f"{tuple(shape)} are: it looks like {looks}. Pass channel_dim={dim} for that, or "
+        f"channel_dim={other} for {what}."
+    )
 
 
 def _batch_axis(side: Side, first: Tensor, resized: _Trial) -> int:
@@ -117,6 +129,7 @@ def _batch_axis(side: Side, first: Tensor, resized: _Trial) -> int:
     if (
         first.ndim < 2
         or first.is_meta
+        or side.model is None
         or all(getattr(module, "batch_first", True) for module in side.model.modules())
     ):
         return 0
@@ -162,23 +175,6 @@ def _check_batch(pair: Pair, side: Side, shape: torch.Size, other: torch.Size) -
             f"{tuple(shape)}, where it is dimension {moved[0]}. Move it: "
             f"{side.owner}_transform=lambda x: x.transpose(0, {moved[0]})."
         )
-
-
-def _is_signal(side: Side, layer: str, shortened: _Trial) -> bool:
-    """Whether a feature of three dimensions is (N, C, L), by its layer, else by shorter samples."""
-    name = layer.partition(":")[0].partition("[")[0]
-    leaves = list(side.model.get_submodule(name).modules())
-    signals = any(isinstance(x, _OF_SIGNALS) for x in leaves)
-    tokens = any(isinstance(x, _OF_TOKENS) for x in leaves)
-    if signals != tokens:
-        return signals
-    before = side.features[layer].shape
-    for dim in (-1, 1):
-        others = shortened(dim)
-        if others is not None and len(others[layer].shape) == 3:
-            after = others[layer].shape
-            return before[1] == after[1] and before[2] != after[2]
-    return False
 
 
 def _resized(call: Call, size: int, axis: int) -> Call:

@@ -47,6 +47,7 @@ def read_example(
     check = [Side("student", tap.model, student, tap.read)]
     if isinstance(teacher, Offline):
         taught = teacher.take_example()
+        check.append(Side("teacher", None, taught, lambda *_, **__: taught))
     else:
         taught, reads = teacher.features(given), _reader(teacher)
         check.append(Side("teacher", teacher.tap.model, taught, reads))

@@ -163,8 +163,7 @@ class Pair:
         Args:
             student: as captured.
             teacher: as captured.
-            first: refuse a shape that looks like NHWC where nothing says so. Not in training,
-                where one of many resolutions may happen to look like that.
+            first: look at the types of features and transforms, before the first step.
         """
         transforms = self.student_transform, self.teacher_transform
         if first or self.channel_dim is not None or any(transforms):
@@ -189,14 +188,6 @@ class Pair:
             raise TypeError(
                 f"{self}: expected a floating-point {owner} feature; got {feature.dtype}. "
                 "Tap a layer after the embedding or the quantization."
-            )
-        shape = feature.shape
-        if first and dim is None and len(shape) == 4 and shape[1] == shape[2] != shape[3]:
-            # A head of width H on an NHWC map would train without an error, and learn nothing.
-            raise ValueError(
-                f"{self}, channel_dim: expected to know where the channels of the {owner}'s "
-                f"{tuple(shape)} are: it looks like (N, H, W, C). Pass channel_dim=-1 for that, or "
-                "channel_dim=1 for (N, C, H, W)."
             )
         try:
             return to_layout(feature, dim)

@@ -93,19 +93,6 @@ def test_transforms_come_before_the_layout():
     torch.testing.assert_close(pair.term(loss, *pair.prepare(student, teacher), None), expected)
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
-def test_a_map_that_looks_like_nhwc_must_be_marked_when_its_head_is_built(side):
-    nchw, nhwc = torch.randn(2, 96, 7, 7), torch.randn(2, 7, 7, 96)
-    features = (nhwc, nchw) if side == "student" else (nchw, nhwc)
-    with pytest.raises(ValueError, match=r"looks like \(N, H, W, C\). Pass channel_dim=-1"):
-        Pair("a", "b").build_loss(*features)
-    Pair("a", "b", channel_dim=-1).build_loss(nhwc, nhwc)
-    # In training, one of many resolutions may look like that: (N, 7, 7, 9) of a 7-channel map.
-    loss = Pair("a", "b").build_loss(torch.randn(2, 7, 5, 9), torch.randn(2, 7, 5, 9))
-    pair, feature = Pair("a", "b"), torch.randn(2, 7, 7, 9)
-    pair.term(loss, *pair.prepare(feature, feature), None)
-
-
 @pytest.mark.parametrize("channel_dim", [(-1,), True, "last", (1, 2, 3), (1, "a")])
 def test_channel_dim_must_be_one_or_two_dimensions(channel_dim):
     with pytest.raises(TypeError, match=r"channel_dim: expected an int, None or a tuple of two"):
