@@ -31,7 +31,9 @@ def test_the_backbones_of_two_detectors_are_paired():
     distiller = Distiller(student, teacher, pairs, example=(pictures,))
     target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     losses = student(pictures, [target, target])
-    (sum(losses.values()) + distiller(pictures)).backward()
+    # torchvision freezes the stem and the first stage of a detector's backbone.
+    with pytest.warns(UserWarning, match=r"frozen ones for backbone.body.layer1->\S+, so that"):
+        (sum(losses.values()) + distiller(pictures)).backward()
 
 
 def test_the_backbones_of_two_segmenters_are_paired():
