@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
+from ._zeroing import Zeroing
 from .guards import inside_ddp, several_processes
 from .taps import UncopiedHook
 
@@ -84,6 +85,7 @@ class FirstStep:
         self._calls = self._looks = 0
         self._decided = self._compared = False
         self._stop: weakref.finalize[Any, Any] | None = None
+        self._zeroing = Zeroing()
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -104,7 +106,8 @@ class FirstStep:
         elif self._decided and self._compared:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
-            self.settled = True
+            distiller = self._distiller()
+            self.settled = distiller is None or self._zeroing.look(distiller.student, distiller)
         if self._compared or not self._weighs():
             return
         self._calls += 1
