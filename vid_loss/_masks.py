@@ -109,7 +109,9 @@ class Masks:
             return tensor.shape[:2] == shape and "mask" not in name
 
         def decoded(name: str, tensor: Tensor, siblings: Mapping[str, Any]) -> bool:
-            return name.startswith("decoder_") and siblings.get("attention_mask") is mask
+            # Labels become a decoder's inputs; no feature of another model changes with them.
+            is_decoded = name == "labels" or name.startswith("decoder_")
+            return is_decoded and siblings.get("attention_mask") is mask
 
         of_mask = _changed(features, read, args, kwargs, masked)
         of_decoder = _changed(features, read, args, kwargs, decoded)

@@ -135,6 +135,22 @@ def test_a_model_that_pads_for_itself_is_told_of_by_its_first_shorter_batch():
     assert torch.equal(found, by_hand(Padded, "layer", padded(batch["attention_mask"]), batch))
 
 
+class FromLabels(EncoderDecoder):
+    """Makes its decoder's inputs of the labels, as T5 and BART do."""
+
+    def forward(self, input_ids, labels, attention_mask=None):
+        return super().forward(input_ids, labels.roll(1, 1).clamp(min=0), attention_mask)
+
+
+def test_a_decoder_whose_inputs_are_the_labels_does_not_have_its_encoders_mask():
+    batch = batch_of(EncoderDecoder)
+    batch["labels"] = batch.pop("decoder_input_ids")
+    pairs = [Pair("decoder[0]", "decoder[0]", name="d"), Pair("encoder", "encoder", name="e")]
+    with pytest.warns(UserWarning, match=r"'decoder\[0\]', mask: .* padding counts. Say which"):
+        _, distiller = build(FromLabels, pairs, **batch)
+    assert set(distiller._masks.of(None, (), batch)) == {"e"}
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 1, 8, 8)])
 @pytest.mark.parametrize("how", ["token_mask", "function"])
 def test_maps_have_masks(how, shape):
