@@ -8,7 +8,7 @@ from torch import Tensor
 from ._axes import Side, check_axes
 from ._masks import Masks
 from ._offline import Offline
-from .calls import explained
+from .calls import explained, positional
 from .pairs import Pair
 from .taps import FeatureTap, Given
 from .teacher import Teacher
@@ -51,7 +51,7 @@ def read_example(
     else:
         taught, reads = teacher.features(given), _reader(teacher)
         check.append(Side("teacher", teacher.tap.model, taught, reads))
-    masks = Masks(pairs, student, taught)
+    masks = Masks(pairs, student, taught, positional(tap.model))
     for side in check:
         check_axes(pairs, side, args, dict(kwargs))
     masks.compare(student, tap.read, args, kwargs)

@@ -1,7 +1,8 @@
 """Which mask the loss of each pair is given."""
 
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from .calls import takes
 from .losses.layouts import kind_of
 from .pairs import Pair
 
+_USUAL = "attention_mask"
+_PADDING = "key_padding_mask"  # torch's own, which is set where nothing counts
 _Read = Callable[..., Mapping[str, Tensor]]
 _Moves = Callable[[str, Tensor, Mapping[str, Any]], bool]  # by name, tensor and what it is in
 
@@ -22,9 +25,11 @@ class Masks:
         pairs: by name.
         student_features: of an example, by layer.
         teacher_features: the same of the teacher.
+        names: of the student's positional parameters.
 
     Attributes:
         own: pairs with a mask of their own.
+        place: of ``attention_mask`` among positional arguments; beyond all if it is not there.
         unlike: pairs that the batch's ``attention_mask`` is not for, as :meth:`compare` found.
     """
 
@@ -33,8 +38,11 @@ class Masks:
         pairs: Mapping[str, Pair],
         student_features: Mapping[str, Tensor],
         teacher_features: Mapping[str, Tensor],
+        names: Sequence[str] = (),
     ) -> None:
         self._pairs = dict(pairs)
+        self._names = list(names)
+        self.place = self._names.index(_USUAL) if _USUAL in self._names else sys.maxsize
         self._shapes = {
             name: pair.prepare(
                 student_features[pair.student], teacher_features[pair.teacher], first=True
@@ -44,6 +52,13 @@ class Masks:
         kinds = {name: kind_of(shape) for name, shape in self._shapes.items()}
         self._default = {name: kinds[name] for name, pair in pairs.items() if pair.mask is None}
         self.own = [name for name, pair in pairs.items() if pair.mask]
+        for pair in pairs.values():
+            if isinstance(pair.mask, str) and pair.mask.endswith(_PADDING):
+                raise ValueError(
+                    f"{pair}, mask: expected what is set where tokens count; got {pair.mask!r}, "
+                    f"which is set at the others. Write mask=lambda *_, {pair.mask}, **__: "
+                    f"~{pair.mask}."
+                )
         self.unlike: set[str] = set()
 
     def of(
@@ -65,7 +80,7 @@ class Masks:
                 f"Distiller, token_mask: expected a tensor; got {type(given).__name__}. Pass "
                 "torch.as_tensor(...)."
             )
-        mask = mask_in(kwargs) if given is None else given
+        mask = self._usual(args, kwargs) if given is None else given
         masks: dict[str, Tensor] = {}
         if mask is not None:
             kind = "tokens" if mask.ndim == 2 else "map"
@@ -79,6 +94,11 @@ class Masks:
             if mask is not None:
                 masks[name] = _in_layout(mask, self._shapes[name])
         return masks
+
+    def _usual(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Returns the ``(N, L)`` attention mask among a call's arguments, if there is one."""
+        mask = args[self.place] if len(args) > self.place else kwargs.get(_USUAL)
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def compare(
         self,
@@ -99,8 +119,14 @@ class Masks:
             args: the example's positional arguments.
             kwargs: its keyword arguments.
         """
-        mask = mask_in(kwargs)
+        if len(args) > self.place:  # by name, as what else moves with it is known
+            args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
+        mask = self._usual(args, kwargs)
         names = [name for name, kind in self._default.items() if kind == "tokens"]
+        of_padding = [name for name in kwargs if name.endswith(_PADDING)]
+        if mask is None and names and of_padding:
+            pairs = ", ".join(map(str, (self._pairs[name] for name in names)))
+            warnings.warn(_padding_counts(pairs, of_padding[0]), stacklevel=4)
         if mask is None or not names:
             return
         shape = mask.shape
@@ -125,10 +151,12 @@ class Masks:
                 warnings.warn(found, stacklevel=4)
 
 
-def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Returns the ``(N, L)`` attention mask among keyword arguments, if there is one."""
-    mask = kwargs.get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+def _padding_counts(pairs: str, name: str) -> str:
+    return (
+        f"{pairs}: expected a mask of the tokens that count; got {name!r}, which is set at the "
+        f"others and is not used, so that padding counts. Write Pair(..., mask=lambda *_, {name}, "
+        f"**__: ~{name}), or mask=False if all count."
+    )
 
 
 def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -102,3 +102,10 @@ def _described(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_described(x)}" for key, x in value.items()) + "}"
     return type(value).__name__
+
+
+def positional(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that a model takes by position."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]

@@ -183,7 +183,8 @@ class Distiller(PairTerms):
             features = checked_features(features, self.pairs.values())
         batch = getattr(features, "batch", None) or Given(args, kwargs).batch()
         masks: Mapping[str, Tensor] = {}
-        if self._masks.own or token_mask is not None or kwargs.get("attention_mask") is not None:
+        known = token_mask is not None or kwargs.get("attention_mask") is not None
+        if known or self._masks.own or len(args) > self._masks.place:
             masks = self._masks.of(token_mask, args, kwargs)
         return self.weighted(self._tap.collect(batch), features, masks)
 

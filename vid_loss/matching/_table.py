@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vid_loss.calls import explained, refuse_no_module
 from vid_loss.guards import undisturbed
-from vid_loss.taps import unwrap
+from vid_loss.taps import items_of, unwrap
 from vid_loss.teacher import Inputs, as_call
 
 _COLUMNS = ("name", "type", "shape", "note")
@@ -180,11 +180,7 @@ def _tensors(output: Any) -> dict[str, Tensor]:
     """The tensors in an output by the index that a layer spec takes; "" where none is needed."""
     if isinstance(output, Tensor):
         return {"": output}
-    if isinstance(output, Mapping):
-        entries = dict(output)
-    else:
-        entries = dict(enumerate(output)) if isinstance(output, tuple | list) else {}
-    tensors = {f"[{key!r}]": x for key, x in entries.items() if isinstance(x, Tensor)}
+    tensors = {f"[{key!r}]": x for key, x in items_of(output).items() if isinstance(x, Tensor)}
     return {"": next(iter(tensors.values()))} if len(tensors) == 1 else tensors
 
 

@@ -1,5 +1,6 @@
 """How a layer of a model is named, and found."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -62,7 +63,7 @@ class LayerSpec:
         for depth, entry in enumerate(self.entries):
             value = self._entry_of(value, depth, entry)
         if not self.entries and not isinstance(value, Tensor):
-            tensors = [x for x in _items(value).values() if isinstance(x, Tensor)]
+            tensors = [x for x in items_of(value).values() if isinstance(x, Tensor)]
             value = tensors[0] if len(tensors) == 1 else value
         if isinstance(value, Tensor):
             return value
@@ -76,8 +77,11 @@ class LayerSpec:
                 f"got a tensor of shape {tuple(value.shape)}. Drop the index."
             )
         try:
-            return value[entry]
+            # A named tuple's and a dataclass's by their names, a sequence's by their places.
+            return value[entry] if hasattr(value, "__getitem__") else items_of(value)[entry]
         except (KeyError, IndexError, TypeError):
+            if isinstance(value, tuple) and entry in getattr(value, "_fields", ()):
+                return getattr(value, str(entry))
             raise TypeError(
                 f"Layer {self.text!r}: expected an entry {entry!r}; "
                 f"got {self._describe(value, depth)}."
@@ -89,18 +93,23 @@ class LayerSpec:
         base += "".join(f"[{_quoted(entry)}]" for entry in self.entries[:depth])
         choices = [
             f"{base}[{_quoted(key)}]" + (f" {tuple(x.shape)}" if isinstance(x, Tensor) else " ...")
-            for key, x in _items(value).items()
-            if isinstance(x, Tensor) or _items(x)
+            for key, x in items_of(value).items()
+            if isinstance(x, Tensor) or items_of(x)
         ]
         if not choices:
             return f"{type(value).__name__} without a tensor in it. Tap another layer"
         return f"{type(value).__name__}. Choose one of {', '.join(choices)}"
 
 
-def _items(value: Any) -> dict[Any, Any]:
+def items_of(value: Any) -> dict[Any, Any]:
+    """Returns what is in a mapping, a sequence or a dataclass; nothing of anything else."""
     if isinstance(value, Mapping):
         return dict(value)
-    return dict(enumerate(value)) if isinstance(value, tuple | list) else {}
+    if isinstance(value, tuple | list):
+        return dict(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
 
 
 def _quoted(key: Any) -> str:
