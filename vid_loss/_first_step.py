@@ -85,7 +85,7 @@ class FirstStep:
         self._calls = self._looks = 0
         self._decided = self._compared = False
         self._stop: weakref.finalize[Any, Any] | None = None
-        self._zeroing = Zeroing()
+        self._zeroing = Zeroing(self._distiller)
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -106,8 +106,7 @@ class FirstStep:
         elif self._decided and self._compared:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
-            distiller = self._distiller()
-            self.settled = distiller is None or self._zeroing.look(distiller.student, distiller)
+            self.settled = self._zeroing.look()
         if self._compared or not self._weighs():
             return
         self._calls += 1
@@ -133,6 +132,7 @@ class FirstStep:
         in_use = bool(distiller.terms) and self._weighs()
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
         if heads.keys() & held:
+            self._zeroing.note(optimizer)
             self._look_at_heads(optimizer, heads, with_gradients)
         elif with_gradients and any(id(p) in held for p in distiller.student.parameters()):
             self._look_at_student(optimizer, heads)

@@ -2,9 +2,13 @@
 
 import warnings
 import weakref
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
 
 _PILE_UP = (
     "Distiller: expected the gradients of its heads to be zeroed with the student's; got ones that "
@@ -16,16 +20,29 @@ _PILE_UP = (
 class Zeroing:
     """Looks at gradients in two calls of a distiller, each after a step.
 
+    Where one optimizer steps on both, that is: one of the heads' own may zero them more rarely.
     Zeroed, a gradient is another object afterwards, or none for a while; accumulated, it is the
     same. Neither reads a value.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, distiller: "weakref.ref[Distiller]") -> None:
+        self._distiller = distiller
+        self._together = False
         self._seen: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
 
-    def look(self, student: nn.Module, heads: nn.Module) -> bool:
+    def note(self, optimizer: Optimizer) -> None:
+        """Notes whether an optimizer that steps on heads steps on the student, too."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if (distiller := self._distiller()) is not None:
+            own = (p for p in distiller.student.parameters() if p.grad is not None)
+            self._together = self._together or any(id(p) in held for p in own)
+
+    def look(self) -> bool:
         """Returns whether there is nothing more to look at; warns if the heads' alone are kept."""
-        of_heads, of_student = _gradient(heads.parameters()), _gradient(student.parameters())
+        distiller = self._distiller()
+        if distiller is None or not self._together:
+            return True
+        of_heads, of_student = map(_gradient, (distiller, distiller.student))
         if of_heads is None:
             return True
         if self._seen is not None:
@@ -40,5 +57,5 @@ class Zeroing:
         return False
 
 
-def _gradient(parameters: Iterable[nn.Parameter]) -> Tensor | None:
-    return next((p.grad for p in parameters if p.grad is not None), None)
+def _gradient(module: nn.Module) -> Tensor | None:
+    return next((p.grad for p in module.parameters() if p.grad is not None), None)

@@ -6,6 +6,9 @@ from torch import nn
 
 from vid_loss import Distiller, Pair
 
+# Some of these models have nothing to train before the layer, and that is said.
+pytestmark = pytest.mark.filterwarnings("ignore:Distiller. expected student features that come")
+
 
 class Second(nn.LayerNorm):
     """A norm over the second dimension, as many models have one, of a class that has the last."""

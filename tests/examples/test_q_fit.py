@@ -16,6 +16,7 @@ from paper.q_fit.runs import SETTINGS, Run, head_groups, least_from_50, mileston
 from torch import nn
 
 from vid_loss import Distiller, __version__
+from vid_loss.rates import head_learning_rate
 
 SETTING_NAMES = ("adamw-1e-3", "bfloat16")
 MINIATURE = ("--tasks", "digits", "--settings", *SETTING_NAMES, "--seeds", "3", "--steps", "55")
@@ -154,7 +155,8 @@ def test_all_parameters_of_the_heads_are_trained_at_the_rate_asked_for(rate):
     groups = optimizer.param_groups[1:]
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for p in distiller.parameters()}
-    expected = dict.fromkeys((None, "student"), optimizer.param_groups[0]["lr"])  # no Adam
+    of_student = optimizer.param_groups[0]["lr"]
+    expected = {None: head_learning_rate(optimizer), "student": of_student}
     assert {group["lr"] for group in groups} == {expected.get(rate, rate)}
 
 
