@@ -33,8 +33,10 @@ _BLOCKS = {
 class HeadAlone(VIDLoss):
     """The same head with the plainest loss: what VIDLoss takes beyond it is its own."""
 
-    def forward(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
-        """Returns the mean squared difference."""
+    def forward(
+        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns the mean squared difference, padding included."""
         return F.mse_loss(self.head(student_feature), teacher_feature)
 
 
@@ -171,5 +173,5 @@ class Heads:
         return self.student_features[pair.student], self.teacher_features[pair.teacher]
 
     def ours(self) -> None:
-        terms = self.distiller._weighted(self.student_features, self.teacher_features, None)
+        terms = self.distiller.weighted(self.student_features, self.teacher_features, {})
         sum(terms.values()).backward()
