@@ -129,7 +129,7 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
     )
     rates = _learning_rates(heads)
     if not rates:
-        return start + ("The heads are in no optimizer. Add: distiller.add_to(optimizer)")
+        return start + "The heads are in no optimizer. Add: distiller.add_to(optimizer)"
     if max(rates) < _LOW_RATE:
         return start + (
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own: "

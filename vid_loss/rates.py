@@ -10,7 +10,8 @@ from .losses import VIDLoss
 
 # What explains about as much as any, on validation data (examples/paper/q_fit): Adam's rates from
 # 2e-3 to 2e-2. SGD moves a weight by rate times lambda: from 0.3 to 3 on images, of which a wide
-# text encoder wants the higher ones; from 9 on heads swing, and explain less.
+# text encoder wants the higher ones; from 9 on heads swing, and explain less. A small lambda may
+# be raised later, and clipped gradients do not shrink with it: below the default it raises no rate.
 HEAD_LEARNING_RATE = 5e-3
 SGD_HEAD_STEP = 0.9
 
@@ -25,7 +26,8 @@ def head_learning_rate(
 
     Adam and its relatives move a weight by the rate itself, however large the gradient is: their
     heads have ``HEAD_LEARNING_RATE`` at least. SGD's step grows with lambda: its heads have
-    ``SGD_HEAD_STEP / weight`` at least, 0.3 at the default. For others it is the student's.
+    ``SGD_HEAD_STEP / weight`` at least, and for weights up to the default 0.3. For others it is
+    the student's.
 
     Args:
         optimizer: the student's, or its name.
@@ -39,7 +41,9 @@ def head_learning_rate(
     rate = float(lr or 0)
     if "adam" in name:
         return max(rate, HEAD_LEARNING_RATE)
-    return max(rate, SGD_HEAD_STEP / weight) if "sgd" in name and weight else rate
+    if "sgd" in name:
+        return max(rate, SGD_HEAD_STEP / max(weight, VIDLoss.default_weight))
+    return rate
 
 
 class TrainedHeads(nn.Module):

@@ -101,6 +101,13 @@ def test_beside_sgd_whose_steps_grow_with_lambda_the_largest_one_decides(rate, e
     assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-3, 1.0])
+def test_a_small_lambda_which_may_be_raised_later_raises_no_rate(weight):
+    _, _, distiller = make([Pair("stage1", "stage1", weight)])
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1e-3)
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [SGD_HEAD_STEP / 3]
+
+
 def test_a_pair_without_parameters_gives_no_empty_group():
     _, _, distiller = make([Pair("fc", "fc", loss=KDLoss())])
     assert distiller.parameter_groups(weight_decay=0.1) == []
