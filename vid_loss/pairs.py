@@ -139,21 +139,33 @@ class Pair:
             TypeError: if a feature is not floating point.
             ValueError: if the features do not fit together or the loss is not a scalar.
         """
-        try:
-            if mask is not None:
-                value = loss(student, teacher, mask=mask.to(student.device))
-            else:
-                value = loss(student, teacher)
-        except (TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-                raise  # a device out of memory, say
-            raise self._named(error, student, teacher, mask) from error
+        value = self.call(loss, student, teacher, mask)
         if not isinstance(value, Tensor) or value.ndim:
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(
                 f"{self}: expected the loss to be a scalar; got {got}. Return loss.mean()."
             )
         return value
+
+    def call(
+        self, function: Callable[..., Any], student: Tensor, teacher: Tensor, mask: Tensor | None
+    ) -> Any:
+        """Calls a function of the two features, with a mask if there is one; errors name the pair.
+
+        Args:
+            function: the loss, or a part of it.
+            student: as in :meth:`term`.
+            teacher: as in :meth:`term`.
+            mask: as in :meth:`term`.
+        """
+        try:
+            if mask is not None:
+                return function(student, teacher, mask=mask.to(student.device))
+            return function(student, teacher)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise  # a device out of memory, say
+            raise self._named(error, student, teacher, mask) from error
 
     def prepare(
         self, student: Tensor, teacher: Tensor, *, first: bool = False

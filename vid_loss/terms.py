@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ._checks import refuse_shared
 from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
 from ._notice import AT_CALL, Notice
+from ._of_step import OfStep, terms_of
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
@@ -80,31 +81,28 @@ class PairTerms(TrainedHeads):
         compiling = torch.compiler.is_compiling()
         if self._finite.infinite and not compiling:
             self._finite.look()
-        terms, weighted = {}, {}
+        on: list[OfStep] = []
+        weighted: dict[str, Tensor] = {}
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
-            weight = self.weights[name]
-            if not weight:
+            student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+            if not self.weights[name]:
                 if several_processes():
-                    weighted[name] = _idle(loss, student_features[pair.student])
+                    weighted[name] = _idle(loss, student)
                 continue
-            mask = masks.get(name)
-            student, teacher = pair.prepare(
-                student_features[pair.student], teacher_features[pair.teacher]
-            )
+            mask, finite = masks.get(name), None
+            student, teacher = pair.prepare(student, teacher)
             if not compiling and self._places.get(name) != student.device:
                 self._move(name, loss, student.device)
-            if teacher.is_cpu and not compiling:
-                term = pair.term(loss, student, teacher, mask)
-                if not math.isfinite(term.item()):
-                    self._finite.refuse(name, teacher, mask)
-            else:
+            if compiling or not teacher.is_cpu:
                 finite = is_finite(teacher, mask)
-                term = pair.term(loss, student, torch.where(finite, teacher, 0), mask)
-                term = torch.where(finite, term, 0)
                 self._finite.note(name, finite)
-            terms[name] = term.detach()
-            weighted[name] = weight * term
-        self.terms = terms
+            on.append(OfStep(name, pair, loss, student, teacher, mask, finite))
+        terms = terms_of(on)
+        for name, _, _, _, teacher, mask, finite in on:
+            if finite is None and not math.isfinite(terms[name].item()):
+                self._finite.refuse(name, teacher, mask)
+            weighted[name] = self.weights[name] * terms[name]
+        self.terms = {name: term.detach() for name, term in terms.items()}
         if self.training and not compiling and torch.is_grad_enabled():
             self._notice.calls += 1
             if self._notice.calls == 1:

@@ -11,9 +11,19 @@ from torch import nn
 from vid_loss import VIDLoss
 
 
-def scale_of(channels):
-    """A teacher's scale, as a VIDLoss builds it."""
-    return VIDLoss((2, channels), (2, channels)).scale
+def loss_of(shape):
+    """A VIDLoss for a teacher's feature of a shape."""
+    return VIDLoss(shape, shape)
+
+
+def update(loss, feature, mask=None):
+    """Has a loss see a batch of the teacher."""
+    loss(torch.zeros_like(feature), feature, mask)
+
+
+def estimates(loss):
+    """A copy of what a loss knows of the teacher and of its residuals."""
+    return copy.deepcopy({**loss.scale.state_dict(), "of q": loss.running_var.var})
 
 
 def reference(batches, masks=None):
@@ -43,12 +53,13 @@ def test_it_is_mean_and_variance_of_all_positions_of_all_batches(kind, offset):
     torch.manual_seed(0)
     shapes = {"vector": (3,), "tokens": (5, 3), "map": (3, 4, 2)}
     units = torch.tensor([1e-2, 1.0, 50.0])
-    scale, batches = scale_of(3), []
+    loss, batches = loss_of((8, *shapes[kind])), []
+    scale = loss.scale
     for size in (8, 1, 32, 3):
         batch = torch.randn(size, *shapes[kind])
         factor = units.view(3, 1, 1) if kind == "map" else units
         batches.append(factor * (batch + offset))
-        scale.update(batches[-1], None)
+        update(loss, batches[-1])
         if size > 1 or kind != "vector":  # one vector has no spread of its own
             assert_equals(scale, batches, rtol=1e-4 if offset else 1e-5)
     assert scale.positions.tolist() == [sum(x.numel() // 3 for x in batches)] * 3
@@ -57,56 +68,54 @@ def test_it_is_mean_and_variance_of_all_positions_of_all_batches(kind, offset):
 @pytest.mark.parametrize("offset", OFFSETS.values(), ids=OFFSETS)
 def test_masked_tokens_count_in_nothing_whatever_is_there(offset):
     torch.manual_seed(0)
-    scale, batches, masks = scale_of(3), [], []
+    loss, batches, masks = loss_of((6, 5, 3)), [], []
     for i in range(4):
         mask = torch.rand(6, 5) < 0.5
         mask[0] = i > 1  # the first sample may be all padding
         batch = (torch.randn(6, 5, 3) + offset).masked_fill(~mask.unsqueeze(-1), math.nan)
-        count, share = scale.update(batch, mask)
+        update(loss, batch, mask)
         batches.append(batch)
         masks.append(mask)
-        assert count == mask.sum()
-        torch.testing.assert_close(share, (mask.sum() / sum(x.sum() for x in masks)).expand(3))
-        assert_equals(scale, batches, masks, rtol=1e-4 if offset else 1e-5)
+        assert loss.scale.positions.tolist() == [sum(x.sum() for x in masks)] * 3
+        assert_equals(loss.scale, batches, masks, rtol=1e-4 if offset else 1e-5)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_batch_without_valid_tokens_leaves_it(first):
     torch.manual_seed(0)
-    scale, batches = scale_of(3), []
+    loss, batches = loss_of((6, 5, 3)), []
     for empty in (first, not first, False):
         batch = torch.randn(6, 5, 3) + 2
         mask = torch.full((6, 5), not empty)
-        before = copy.deepcopy(scale.state_dict())
-        count, share = scale.update(batch, mask)
+        before = estimates(loss)
+        update(loss, batch, mask)
         if empty:
-            assert count == 0
-            assert not share.any()
-            torch.testing.assert_close(scale.state_dict(), before, rtol=0, atol=0)
+            torch.testing.assert_close(estimates(loss), before, rtol=0, atol=0)
         else:
             batches.append(batch)
-    assert_equals(scale, batches)
+    assert_equals(loss.scale, batches)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 5, 3), (0, 3, 2, 2)], ids=len)
 def test_an_empty_batch_leaves_it(shape):
-    scale = scale_of(3)
+    loss = loss_of((4, *shape[1:]))
     for feature in (torch.randn(shape), torch.randn(4, *shape[1:]), torch.randn(shape)):
-        before = copy.deepcopy(scale.state_dict())
-        scale.update(feature, None)
+        before = estimates(loss)
+        update(loss, feature)
         if not len(feature):
-            torch.testing.assert_close(scale.state_dict(), before, rtol=0, atol=0)
-    assert (scale.positions > 0).all()
+            torch.testing.assert_close(estimates(loss), before, rtol=0, atol=0)
+    assert (loss.scale.positions > 0).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 1000.3, -3e-5])
 def test_a_channel_that_never_changes_is_dead_in_any_unit(value):
     torch.manual_seed(0)
-    scale = scale_of(2)
+    loss = loss_of((7, 2, 3, 3))
+    scale = loss.scale
     for _ in range(20):
         feature = torch.randn(7, 2, 3, 3)
         feature[:, 0] = value
-        scale.update(feature, None)
+        update(loss, feature)
     assert scale.constant().tolist() == [True, False]
     torch.testing.assert_close(scale.mean[0], torch.tensor(value))
 
@@ -116,14 +125,14 @@ def test_a_channel_that_never_changes_is_dead_in_any_unit(value):
 def test_what_is_not_finite_leaves_it(value, first):
     """A float16 teacher may overflow in one batch, the first included."""
     torch.manual_seed(0)
-    scale, batches = scale_of(3), []
+    loss, batches = loss_of((16, 3)), []
     for bad in (first, not first, False):
         batch = torch.randn(16, 3) + 20
         if bad:
             batch[3, 1] = value
-        scale.update(batch, None)
+        update(loss, batch)
         batches.append(batch)
-    assert_equals_but_for(scale, batches, channel=1)
+    assert_equals_but_for(loss.scale, batches, channel=1)
 
 
 def assert_equals_but_for(scale, batches, channel):
@@ -135,12 +144,11 @@ def assert_equals_but_for(scale, batches, channel):
 
 
 def test_after_many_batches_the_newest_counts_for_a_thousandth():
-    scale = scale_of(1)
-    scale.update(torch.tensor([[-1.0], [1.0]]).repeat(5000, 1), None)
-    before = scale.mean.clone()
-    _, share = scale.update(torch.full((2, 1), 10.0), None)
-    assert share == pytest.approx(1e-3)
-    assert scale.mean - before == pytest.approx(1e-2, rel=1e-3)
+    loss = loss_of((2, 1))
+    update(loss, torch.tensor([[-1.0], [1.0]]).repeat(5000, 1))
+    before = loss.scale.mean.clone()
+    update(loss, torch.full((2, 1), 10.0))
+    assert loss.scale.mean - before == pytest.approx(1e-2, rel=1e-3)
 
 
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16], ids=lambda f: f.__name__)
@@ -180,14 +188,16 @@ def test_a_state_without_estimates_is_refused():
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 4, 3), (0, 3, 2, 2)])
 def test_a_process_without_samples_takes_those_of_the_others(monkeypatch, shape):
-    whole, empty, sent = scale_of(3), scale_of(3), []
+    whole, empty, sent = loss_of((6, *shape[1:])), loss_of((6, *shape[1:])), []
+    monkeypatch.setattr("vid_loss.losses.together.several_processes", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sent.append(x.clone()))
-    whole.update(5 + torch.randn(6, *shape[1:]), None, joined=True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(sent[0]))
-    empty.update(torch.empty(shape), None, joined=True)
-    assert whole.positions.min() > 0
-    for name, estimate in whole.state_dict().items():
-        assert torch.equal(empty.state_dict()[name], estimate), name
+    update(whole, 5 + torch.randn(6, *shape[1:]))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(sent.pop(0)))
+    update(empty, torch.empty(shape))
+    assert not sent
+    assert whole.scale.positions.min() > 0
+    for name, estimate in estimates(whole).items():
+        assert torch.equal(estimates(empty)[name], estimate), name
 
 
 def test_estimates_of_a_wider_teacher_stay_in_their_dtype():

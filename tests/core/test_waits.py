@@ -21,7 +21,7 @@ from vid_loss import (
     _first_step,
     terms,
 )
-from vid_loss.losses import vid
+from vid_loss.losses import together
 
 READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique")
 METHODS = ("tolist", "cpu", "numpy")  # which read the memory of a CPU themselves
@@ -123,7 +123,7 @@ def test_on_the_cpu_each_pair_s_loss_is_read_and_nothing_else(monkeypatch):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_other_processes_are_waited_for_by_running_estimates_alone(monkeypatch, tmp_path):
-    for module in (_first_step, terms, vid):
+    for module in (_first_step, terms, together):
         monkeypatch.setattr(module, "several_processes", lambda: True)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
@@ -133,10 +133,9 @@ def test_other_processes_are_waited_for_by_running_estimates_alone(monkeypatch, 
         found = waits(student, distiller, batch, monkeypatch=monkeypatch)
     finally:
         torch.distributed.destroy_process_group()
-    with_estimates = len(distiller.vid_losses())
-    assert with_estimates == 3
-    # The scale's moments, and the squared residuals.
-    assert [x["collective"] for x in found[2:]] == [2 * with_estimates] * 2
+    assert len(distiller.vid_losses()) == 3
+    # The scales' moments and the squared residuals, of those with one kind of variance together.
+    assert [x["collective"] for x in found[2:]] == [2 * len(("running", "trained"))] * 2
     assert [x["value"] for x in found[2:]] == [0, 0]
 
 

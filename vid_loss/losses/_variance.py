@@ -1,12 +1,14 @@
 """Squared residuals, and the variance of q(t|s): fitted to them in closed form, or trained."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._end_to_end import Counts, EndToEnd
 from ._scale import Estimates
 from .layouts import compute_dtype
 
@@ -15,10 +17,10 @@ def sum_of_squares(residual: Tensor) -> Tensor:
     """Returns the sum of ``residual ** 2`` over positions, ``(N, C)``."""
     if residual.ndim == 2:
         return residual.square()
-    flat, dim = (residual, 1) if residual.ndim == 3 else (residual.flatten(2), 2)
+    dims = (1,) if residual.ndim == 3 else tuple(range(2, residual.ndim))
     if torch._C._are_functorch_transforms_active():  # torch.func differentiates what it can see
-        return flat.square().sum(dim)
-    squared: Tensor = _SumOfSquares.apply(flat, dim)
+        return residual.square().sum(dims)
+    squared: Tensor = _SumOfSquares.apply(residual, dims)
     return squared
 
 
@@ -31,17 +33,20 @@ class _SumOfSquares(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, dims: tuple[int, ...]) -> Tensor:
         # With a setup_context() of its own, torch would look up the signature in every call.
-        ctx.dim = dim
+        ctx.dims = dims
         ctx.save_for_backward(residual)
-        norm: Tensor = torch.linalg.vector_norm(residual, dim=dim)
+        norm: Tensor = torch.linalg.vector_norm(residual, dim=dims)
         return norm.square_()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (residual,) = ctx.saved_tensors
-        return residual * (2 * gradient).unsqueeze(ctx.dim), None
+        gradient = 2 * gradient
+        for dim in ctx.dims:
+            gradient = gradient.unsqueeze(dim)
+        return residual * gradient, None
 
 
 class RunningVariance(Estimates):
@@ -76,25 +81,6 @@ class RunningVariance(Estimates):
         self.floor = floor
         self.register_estimate("var", torch.ones(channels))
 
-    def update(
-        self, squares: Tensor, count: int | Tensor, share: Tensor, *, joined: bool = False
-    ) -> None:
-        """Takes a batch into the estimate.
-
-        Args:
-            squares: the batch's squared residuals, ``(C,)``, summed over samples and positions.
-            count: how many positions there are, in all processes if they are joined.
-            share: which part of all positions so far the batch is, ``(C,)``; 0 leaves the estimate.
-            joined: whether the batch is that of all processes, each of which makes this call.
-        """
-        so_far, squares = self.var, squares.detach().to(self.var.dtype)
-        if joined:
-            squares = squares.clone()
-            torch.distributed.all_reduce(squares)
-        mean = squares / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
-        weight = share.clamp(min=self.momentum).mul_(share > 0)
-        so_far.lerp_(torch.where(mean < torch.inf, mean, so_far), weight)
-
     def forward(self) -> Tensor:
         """Returns the variances, ``(C,)``, in float32 or wider: a copy, which no update changes."""
         return self.var.clamp(min=self.floor)
@@ -102,6 +88,35 @@ class RunningVariance(Estimates):
     def extra_repr(self) -> str:
         """Shows the settings in ``print(model)``."""
         return f"{len(self.var)}, momentum={self.momentum}, floor={self.floor}"
+
+
+def take_in_squares(
+    variances: Sequence[RunningVariance],
+    mean_squares: Tensor,
+    share: Tensor,
+    joined: tuple[Counts, Counts] | None = None,
+) -> None:
+    """Takes a batch into the estimates of several pairs, whose channels are end to end.
+
+    Args:
+        variances: of each pair, with one momentum.
+        mean_squares: the batch's squared residuals, averaged over samples and positions.
+        share: which part of all positions so far the batch is; 0 leaves the estimate.
+        joined: how many positions of each pair are averaged over, and how many there are in all
+            processes, each of which makes this call; None if this process is alone.
+    """
+    targets = [x.var for x in variances]
+    channels = EndToEnd([len(x) for x in targets])
+    with torch.no_grad():
+        if joined is not None:
+            squares = channels.times(mean_squares, joined[0])
+            torch.distributed.all_reduce(squares)
+            mean_squares = channels.over(channels.split(squares), joined[1])
+        so_far = channels.join(targets)
+        mean_squares = mean_squares.to(so_far.dtype)
+        weight = share.clamp(min=variances[0].momentum).mul_(share > 0)
+        new = torch.where(mean_squares < torch.inf, mean_squares, so_far)
+        channels.store(so_far.lerp(new, weight), into=targets)
 
 
 class TrainedVariance(nn.Module):

@@ -1,21 +1,20 @@
 """The VID loss of one pair of layers."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vid_loss.guards import no_autocast, several_processes
-
 from ._base import FeatureLoss, for_head
 from ._positions import checked_positions, some_positions
-from ._scale import TeacherScale
-from ._variance import RunningVariance, TrainedVariance, sum_of_squares
-from .gaussian import Reduction, nll_of_squares
+from ._scale import TeacherScale, standardized_away, unit_of
+from ._variance import RunningVariance, TrainedVariance
+from .gaussian import Reduction
 from .heads import MapHead, Norm, TokenHead, mean_head, own_head
 from .layouts import as_tokens, channels_of, compute_dtype, valid_positions
 from .stats import PairStats
+from .together import Prediction, nll_of_pairs
 
 Variance = Literal["running", "trained"]
 
@@ -145,41 +144,22 @@ class VIDLoss(FeatureLoss):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        mean, teacher_feature, mask, left_out = self._predicted(
-            student_feature, teacher_feature, mask
-        )
-        training, standardize, scale = self.training, self.standardize, self.scale
-        joined = training and several_processes()
-        with no_autocast(mean):
-            target = teacher_feature
-            if not mean.dtype == target.dtype == torch.float32:
-                target = target.to(compute_dtype(mean, target))
-                mean = mean.to(target.dtype)
-            if training:
-                count, share = scale.update(target, mask, joined=joined)
-            constant = scale.constant() if standardize else None
-            residual = mean - target if constant is None else scale.away(mean, target, constant)
-            if mask is not None:
-                residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
-            squared = sum_of_squares(residual)
-            squares = squared.sum(0)
-            squared = squared if self.reduction == "none" else squares
-            if constant is not None:  # a channel that never changes teaches nothing
-                squared = squared.masked_fill(constant, 0)
-            if training:
-                share = share if constant is None else share.masked_fill_(constant, 0)
-                self.running_var.update(squares, count, share, joined=joined)
-            var: Tensor = (self.trained_var or self.running_var)()
-            var = var if constant is None else var.masked_fill(constant, 1)
-            nll = nll_of_squares(squared, var, target.shape, mask, self.reduction)
-            return nll if self.reduction == "mean" or left_out == 1 else left_out * nll
+        return nll_of_pairs([self], [self.predict(student_feature, teacher_feature, mask)])[0]
 
-    def _predicted(
-        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, float]:
-        """Returns what the head says, the teacher's feature in the same size, and what counts.
+    def predict(
+        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+    ) -> Prediction:
+        """Returns what the head says of a batch, beside the teacher's feature in the same size.
 
-        The last is how many positions there are for each that was taken.
+        The first part of :meth:`forward`; the rest is done for several pairs at once.
+
+        Args:
+            student_feature: as in :meth:`forward`.
+            teacher_feature: as in :meth:`forward`.
+            mask: as in :meth:`forward`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`.
         """
         valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
@@ -191,13 +171,14 @@ class VIDLoss(FeatureLoss):
                 student_feature, teacher_feature, valid = some_positions(
                     student_feature, teacher_feature, valid, self.positions
                 )
+        left_out = elements / max(teacher_feature.numel(), 1)
         student_feature = for_head(student_feature, self.head, valid)
         masked = valid is not None and self._head_takes_mask
         mean = self.head(student_feature, valid) if masked else self.head(student_feature)
         if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
             mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
             valid = valid.flatten(1)
-        return mean, teacher_feature, valid, elements / max(teacher_feature.numel(), 1)
+        return Prediction(mean, teacher_feature, valid, left_out)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -215,9 +196,11 @@ class VIDLoss(FeatureLoss):
         mean: Tensor = self.head(for_head(student_feature, self.head))
         target = teacher_feature.to(compute_dtype(mean, teacher_feature))
         mean = mean.to(target.dtype)
-        constant = self.scale.constant() if self.standardize else None
-        residual = mean - target if constant is None else self.scale.away(mean, target, constant)
-        var = self.variance()
+        constant, residual, var = None, mean - target, self.variance()
+        if self.standardize:
+            constant, scale = self.scale.constant(), self.scale
+            unit = unit_of(scale.var, constant)
+            residual = standardized_away(mean, target, scale.mean, unit)
         squared = residual.movedim(1 if residual.ndim == 4 else -1, -1).square()
         squared = squared if constant is None else squared.masked_fill(constant, 0)
         nll = squared / var + var.log()
@@ -245,3 +228,15 @@ class VIDLoss(FeatureLoss):
             self._positions,
             floor / unit,
         )
+
+
+def joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
+    """Whether a loss is a VIDLoss that nobody has made into something else: it may be joined."""
+    return (
+        type(loss) is VIDLoss
+        and loss.reduction != "none"  # no scalar, as its call is to say
+        and not (loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks)
+        and not loss._backward_pre_hooks
+        and "forward" not in vars(loss)  # as engines wrap a module
+        and loss._compiled_call_impl is None
+    )

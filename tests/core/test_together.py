@@ -1,0 +1,222 @@
+"""Several VID pairs computed at once come to what each comes to alone."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from vid_loss import Distiller, FitNetLoss, Pair, VIDLoss
+from vid_loss.losses import together
+
+PAPER = {"variance": "trained", "standardize": False, "init_var": 5.0}
+KINDS = {
+    "map": ((4, 3, 6, 5), {}),
+    "larger map": ((4, 5, 9, 8), {}),
+    "tokens": ((4, 7, 3), {}),
+    "vector": ((4, 6), {}),
+    "other momentum": ((4, 6), {"momentum": 0.3}),
+    "other floor": ((4, 6), {"var_floor": 0.5}),
+    "paper": ((4, 3, 6, 5), PAPER),
+    "trained": ((4, 7, 3), {"variance": "trained"}),
+    "own units": ((4, 7, 3), {"standardize": False}),
+    "summed": ((4, 3, 6, 5), {"reduction": "batchmean"}),
+}
+
+
+class Layers(nn.Module):
+    """A layer for each kind; what is made of the input by hand is the layers' output."""
+
+    def __init__(self, seed, kinds=tuple(KINDS)):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.layers = nn.ModuleDict({k.replace(" ", "-"): nn.Identity() for k in kinds})
+        self.scales = nn.Parameter(0.5 + torch.rand(len(kinds), generator=generator))
+        self.kinds = kinds
+        self.seed = seed
+
+    def forward(self, x):
+        for place, (kind, layer) in enumerate(zip(self.kinds, self.layers.values(), strict=True)):
+            generator = torch.Generator().manual_seed(self.seed + int(x[0, 0]))
+            feature = torch.randn(len(x), *KINDS[kind][0][1:], generator=generator)
+            if self.seed and kind != "paper":
+                feature[..., 0] = 7.0  # of vectors and tokens a channel that never changes
+            layer(feature * self.scales[place])
+        return x
+
+
+def distiller_of(kinds):
+    torch.manual_seed(0)
+    names = {kind: f"layers.{kind.replace(' ', '-')}" for kind in kinds}
+    pairs = [
+        Pair(name, name, loss=partial(VIDLoss, **KINDS[kind][1]), name=kind)
+        for kind, name in names.items()
+    ]
+    student, teacher = Layers(0, kinds), Layers(1000, kinds)
+    return student, Distiller(student, teacher, pairs, example=torch.zeros(4, 1))
+
+
+def estimates(distiller):
+    """What q is, beside the heads."""
+    parts = ("scale.", "running_var.")
+    return {
+        name: copy.deepcopy(buffer)
+        for name, buffer in distiller.named_buffers()
+        if any(part in name for part in parts)
+    }
+
+
+def steps(student, distiller, apart):
+    """Terms and gradients of three steps, the pairs all at once or one after the other."""
+    found = []
+    weights = dict(distiller.weights)
+    for step in range(3):
+        batch = torch.full((4, 1), float(step))
+        distiller.zero_grad()
+        student.scales.grad = None
+        for only in [{name} for name in weights] if apart else [set(weights)]:
+            distiller.weights = {x: w if x in only else 0.0 for x, w in weights.items()}
+            student(batch)
+            distiller(batch).backward()
+            found += distiller.terms.values()
+        distiller.weights = weights
+        found += [x.grad.clone() for x in (student.scales, *distiller.parameters())]
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pairs_of_all_kinds_at_once_are_as_one_after_the_other(training):
+    for kinds in (tuple(KINDS), ("map", "tokens"), ("tokens", "paper", "own units")):
+        results = []
+        for apart in (False, True):
+            student, distiller = distiller_of(kinds)
+            steps(student, distiller, apart)  # something to be estimated
+            distiller.train(training)
+            results.append((steps(student, distiller, apart), distiller.state_dict()))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_estimates_are_those_of_the_features_themselves():
+    student, distiller = distiller_of(("map", "larger map", "vector"))
+    rows = []
+    for step in range(4):
+        batch = torch.full((4, 1), float(step))
+        student(batch)
+        rows.append(distiller.teacher_features(batch)["layers.larger-map"].double())
+        distiller(batch)
+    rows = torch.cat(rows).movedim(1, -1).flatten(0, -2)
+    scale = distiller.losses["larger map"].scale
+    torch.testing.assert_close(scale.mean.double(), rows.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scale.var.double(), rows.var(0, correction=0), rtol=1e-5, atol=0)
+    assert scale.positions.tolist() == [len(rows)] * 5
+
+
+class Doubled(VIDLoss):
+    """A user's own kind of VIDLoss."""
+
+    def forward(self, student_feature, teacher_feature, mask=None):
+        return 2 * super().forward(student_feature, teacher_feature, mask)
+
+
+class Wrapped(nn.Module):
+    """A VIDLoss inside of a loss."""
+
+    def __init__(self, student_shape, teacher_shape):
+        super().__init__()
+        self.inner = VIDLoss(student_shape, teacher_shape)
+
+    def forward(self, student, teacher):
+        return 2 * self.inner(student, teacher)
+
+
+def hooked(student_shape, teacher_shape):
+    loss = VIDLoss(student_shape, teacher_shape)
+    loss.register_forward_hook(lambda _, __, value: 2 * value)
+    return loss
+
+
+def replaced(student_shape, teacher_shape):
+    loss = VIDLoss(student_shape, teacher_shape)
+    forward = loss.forward
+    loss.forward = lambda *args, **kwargs: 2 * forward(*args, **kwargs)
+    return loss
+
+
+@pytest.mark.parametrize("make", [Doubled, Wrapped, hooked, replaced], ids=lambda f: f.__name__)
+def test_what_somebody_made_of_a_loss_is_what_is_called(make):
+    values = []
+    for loss in (VIDLoss, make):
+        torch.manual_seed(0)
+        student, teacher = Layers(0, ("map", "vector")), Layers(1000, ("map", "vector"))
+        pairs = [
+            Pair("layers.map", "layers.map", loss=loss, name="map"),
+            Pair("layers.vector", "layers.vector", name="vector"),
+        ]
+        distiller = Distiller(student, teacher, pairs, example=torch.zeros(4, 1))
+        student(torch.ones(4, 1))
+        distiller(torch.ones(4, 1))
+        values.append(distiller.terms)
+    torch.testing.assert_close(values[1]["map"], 2 * values[0]["map"])
+    torch.testing.assert_close(values[1]["vector"], values[0]["vector"])
+
+
+def test_an_error_of_one_pair_names_it_and_changes_no_estimate():
+    student, distiller = distiller_of(("map", "tokens", "vector"))
+    batch = torch.zeros(4, 1)
+    student(batch)
+    distiller(batch)
+    before = estimates(distiller)
+    student(batch)
+    features = dict(distiller.teacher_features(batch))
+    features["layers.tokens"] = features["layers.tokens"][:, 1:]
+    with pytest.raises(ValueError, match=r"'layers\.tokens' -> 'layers\.tokens'.*as many tokens"):
+        distiller(teacher_features=features)
+    torch.testing.assert_close(estimates(distiller), before, rtol=0, atol=0)
+
+
+def test_maps_are_given_back_one_by_one():
+    """What the heads say is not kept beside all residuals: memory is that of one pair more."""
+    losses = [VIDLoss((4, 3, 6, 6), (4, 5, 6, 6)) for _ in range(3)]
+    predictions = [x.predict(torch.randn(4, 3, 6, 6), torch.randn(4, 5, 6, 6)) for x in losses]
+    values = together.nll_of_pairs(losses, predictions)
+    assert len(values) == 3
+    assert predictions == []
+
+
+def test_other_losses_stand_beside_them_in_the_pairs_order():
+    torch.manual_seed(0)
+    student, teacher = Layers(0, ("map", "tokens")), Layers(1000, ("map", "tokens"))
+    pairs = [
+        Pair("layers.map", "layers.map", loss=FitNetLoss, name="hint"),
+        Pair("layers.map", "layers.map", name="map"),
+        Pair("layers.tokens", "layers.tokens", loss=nn.MSELoss(), name="mse"),
+        Pair("layers.tokens", "layers.tokens", name="tokens"),
+    ]
+    distiller = Distiller(student, teacher, pairs, example=torch.zeros(4, 1))
+    student(torch.ones(4, 1))
+    assert list(distiller.weighted_terms(torch.ones(4, 1))) == ["hint", "map", "mse", "tokens"]
+    assert list(distiller.terms) == ["hint", "map", "mse", "tokens"]
+
+
+@pytest.mark.parametrize("masked", [(True, False), (False, True), (False, False)])
+def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
+    """One process may have a mask where another has none: the sums must be of the same channels."""
+    torch.manual_seed(0)
+    shapes = (4, 7, 3), (4, 7, 5)
+    losses = [VIDLoss(shape, shape) for shape in shapes]
+    alone = copy.deepcopy(losses)
+    mask = torch.arange(7) < torch.tensor([[3], [7], [1], [0]])
+    inputs = [
+        (torch.randn(shape), torch.randn(shape), mask if with_mask else None)
+        for shape, with_mask in zip(shapes, masked, strict=True)
+    ]
+    expected = [loss(*x) for loss, x in zip(alone, inputs, strict=True)]
+    sizes = []
+    monkeypatch.setattr(together, "several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sizes.append(x.shape[-1]))
+    parts = [loss.predict(*x) for loss, x in zip(losses, inputs, strict=True)]
+    torch.testing.assert_close(together.nll_of_pairs(losses, parts), expected)
+    for loss, other in zip(losses, alone, strict=True):
+        torch.testing.assert_close(loss.state_dict(), other.state_dict())
+    assert sizes == [3 + 5, 3 + 5]
