@@ -30,10 +30,10 @@ def terms_of(pairs: Iterable[OfStep]) -> dict[str, Tensor]:
     """
     together = [(x, x.loss) for x in pairs if joins(x.loss)]
     parts: list[Prediction] = [
-        x.pair.call(loss.predict, x.student, x.teacher, x.mask)._replace(finite=x.finite)
-        for x, loss in together
+        x.pair.call(loss.predict, x.student, x.teacher, x.mask) for x, loss in together
     ]
-    values = nll_of_pairs([loss for _, loss in together], parts)
+    finite = [x.finite for x, _ in together]
+    values = nll_of_pairs([loss for _, loss in together], parts, finite)
     terms = {x.name: value for (x, _), value in zip(together, values, strict=True)}
     for x in pairs:
         if x.name not in terms:

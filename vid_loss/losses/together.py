@@ -33,23 +33,29 @@ class Prediction(NamedTuple):
     target: Tensor  # the teacher's feature, of the same shape
     mask: Tensor | None  # (N, L), boolean: what counts
     left_out: float  # how many positions there are for each that was taken
-    finite: Tensor | None = None  # whether the target is, where no host has looked; 0 if it is not
 
 
-def nll_of_pairs(losses: Sequence[VIDLoss], predictions: list[Prediction]) -> list[Tensor]:
+def nll_of_pairs(
+    losses: Sequence[VIDLoss],
+    predictions: list[Prediction],
+    finite: Sequence[Tensor | None] | None = None,
+) -> list[Tensor]:
     """Returns ``-log q(t|s)`` of each pair; in train mode the running estimates take the batch in.
 
     Args:
         losses: one for each pair.
         predictions: what :meth:`VIDLoss.predict` returned for each. The list is emptied, so that
             each map can be freed when its residual is there.
+        finite: whether the teacher's feature is, where no host has looked; its gradient is 0 if it
+            is not. Estimates take what is finite in any case.
     """
     groups: dict[object, _Group] = {}
     places: dict[object, list[int]] = {}
+    known = [None] * len(losses) if finite is None else finite
     for place, loss in enumerate(losses):
         prediction = predictions.pop(0)
         kind = _kind(loss, prediction)
-        groups.setdefault(kind, _Group(loss)).add(loss, prediction)
+        groups.setdefault(kind, _Group(loss)).add(loss, prediction, known[place])
         places.setdefault(kind, []).append(place)
     values: dict[int, Tensor] = {}
     for kind, group in groups.items():
@@ -83,9 +89,9 @@ class _Group:
         self.left_out: list[float] = []
         self.finite: list[Tensor | None] = []
 
-    def add(self, loss: VIDLoss, prediction: Prediction) -> None:
+    def add(self, loss: VIDLoss, prediction: Prediction, finite: Tensor | None) -> None:
         """Takes one more pair."""
-        mean, target, mask, left_out, finite = prediction
+        mean, target, mask, left_out = prediction
         if not mean.dtype == target.dtype == torch.float32:
             dtype = compute_dtype(mean, target)
             mean, target = mean.to(dtype), target.to(dtype)

@@ -237,6 +237,6 @@ def joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
         and loss.reduction != "none"  # no scalar, as its call is to say
         and not (loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks)
         and not loss._backward_pre_hooks
-        and "forward" not in vars(loss)  # as engines wrap a module
+        and "forward" not in loss.__dict__  # as engines wrap a module
         and loss._compiled_call_impl is None
     )
