@@ -116,7 +116,7 @@ class Pair:
             try:
                 loss = _build(loss, student.shape, teacher.shape)
             except (TypeError, ValueError) as error:
-                raise self._named(error, student, teacher) from error
+                raise self.named(error, student, teacher) from error
         # Half precision is for activations: heads are trained in float32 at least.
         dtype = torch.promote_types(student.dtype, torch.float32)
         return loss.to(device=student.device, dtype=dtype)
@@ -165,7 +165,7 @@ class Pair:
         except (TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
                 raise  # a device out of memory, say
-            raise self._named(error, student, teacher, mask) from error
+            raise self.named(error, student, teacher, mask) from error
 
     def prepare(
         self, student: Tensor, teacher: Tensor, *, first: bool = False
@@ -212,7 +212,7 @@ class Pair:
         dims = self.channel_dim
         return dims if isinstance(dims, tuple) else (dims, dims)
 
-    def _named(
+    def named(
         self, error: Exception, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do."""

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,10 @@ from torch import Tensor, nn
 from ._checks import refuse_shared
 from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
 from ._notice import AT_CALL, Notice
-from ._of_step import OfStep, terms_of
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
+from .losses.together import Together
 from .pairs import Pair, check_weight
 from .rates import TrainedHeads
 
@@ -81,34 +83,46 @@ class PairTerms(TrainedHeads):
         compiling = torch.compiler.is_compiling()
         if self._finite.infinite and not compiling:
             self._finite.look()
-        on: list[OfStep] = []
-        weighted: dict[str, Tensor] = {}
+        together, terms = Together(), {}
+        on: list[tuple[str, Tensor, Tensor | None, Tensor | None]] = []  # of the teacher
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
-            student, teacher = student_features[pair.student], teacher_features[pair.teacher]
             if not self.weights[name]:
-                if several_processes():
-                    weighted[name] = _idle(loss, student)
                 continue
             mask, finite = masks.get(name), None
-            student, teacher = pair.prepare(student, teacher)
+            student, teacher = pair.prepare(
+                student_features[pair.student], teacher_features[pair.teacher]
+            )
             if not compiling and self._places.get(name) != student.device:
                 self._move(name, loss, student.device)
             if compiling or not teacher.is_cpu:
                 finite = is_finite(teacher, mask)
                 self._finite.note(name, finite)
-            on.append(OfStep(name, pair, loss, student, teacher, mask, finite))
-        terms = terms_of(on)
-        for name, _, _, _, teacher, mask, finite in on:
-            if finite is None and not math.isfinite(terms[name].item()):
+            on.append((name, teacher, mask, finite))
+            if _joins(loss):
+                selected = pair.call(loss.select, student, teacher, mask)
+                named = partial(pair.named, student=student, teacher=teacher)
+                together.add(name, loss, selected, finite=finite, named=named)
+            else:
+                known = teacher if finite is None else torch.where(finite, teacher, 0)
+                terms[name] = pair.term(loss, student, known, mask)
+        terms |= together.nll()
+        weighted, values = {}, {}
+        for name, teacher, mask, finite in on:
+            if finite is not None:
+                terms[name] = torch.where(finite, terms[name], 0)
+            elif not math.isfinite(terms[name].item()):
                 self._finite.refuse(name, teacher, mask)
             weighted[name] = self.weights[name] * terms[name]
-        self.terms = {name: term.detach() for name, term in terms.items()}
+            values[name] = terms[name].detach()
+        self.terms = values
         if self.training and not compiling and torch.is_grad_enabled():
             self._notice.calls += 1
             if self._notice.calls == 1:
                 self._notice.first(self.pairs, student_features, self.weights)
             if self._notice.calls >= AT_CALL and self._notice.is_open:
                 self._notice.look(self.vid_losses(), self.weights)
+        if not all(self.weights.values()) and several_processes():
+            weighted |= self._idle(student_features)
         return weighted
 
     def idle(self) -> Tensor:
@@ -118,6 +132,14 @@ class PairTerms(TrainedHeads):
         for loss in self.losses if several_processes() else ():
             zero = zero + _idle(self.losses[loss], zero).to(zero.device)
         return zero
+
+    def _idle(self, student_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns 0 for the pairs without a weight, of whose heads other processes may wait."""
+        return {
+            name: _idle(loss, student_features[pair.student])
+            for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True)
+            if not self.weights[name]
+        }
 
     def _move(self, name: str, loss: nn.Module, device: torch.device) -> None:
         """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
@@ -173,6 +195,16 @@ class PairTerms(TrainedHeads):
         """
         seen = any(loss.stats() for loss in self.vid_losses().values())
         return by_metric(self.diagnostics()) if seen else {}
+
+
+def _joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
+    """Whether a loss is a VIDLoss that nobody has made into something else."""
+    if type(loss) is not VIDLoss or loss.reduction == "none":  # no scalar, as its call is to say
+        return False
+    hooks = loss._forward_hooks or loss._forward_pre_hooks
+    hooks = hooks or loss._backward_hooks or loss._backward_pre_hooks
+    # Engines wrap a module by a forward of its own.
+    return not hooks and "forward" not in loss.__dict__ and loss._compiled_call_impl is None
 
 
 def _idle(loss: nn.Module, feature: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ of this package, comprehensions included, and prints:
   student's forward, where the hooks are, to the scalar;
 - of a ``VIDTrainer`` training step with one pair, how many functions are called, and how often
   one is in another file than the one that was called before it;
-- of a plain step, how many Python functions of any package each further pair of maps calls, from
-  the student's features to the end of backward, and how many operations of torch its forward has.
+- of a plain step with one pair of maps and with four, per pair: how many Python functions of any
+  package are called, from the student's features to the end of backward, and how many operations
+  of torch its forward has; and of these, how many compute something, which on a GPU are launches:
+  neither views nor memory that is asked for.
 
 A reader who follows a value opens that many functions, and turns to another file that often.
 With ``--list`` it prints them.
@@ -35,6 +37,7 @@ from vid_loss.integrations.hf import VIDTrainer
 import vid_loss
 from vid_loss import Distiller
 
+NOTHING_COMPUTED = ("detach", "empty", "split_with_sizes", "_local_scalar_dense")
 ROOTS = tuple(str(Path(x.__file__).parent) for x in (vid_loss, vid_loss.integrations))
 
 
@@ -42,17 +45,18 @@ class Maps(nn.Sequential):
     """A model of several maps."""
 
     def __init__(self) -> None:
-        super().__init__(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)))
+        super().__init__(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)))
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is sent to a device, views included."""
+    """Counts operations, and those that compute something."""
 
-    count = 0
+    count = computing = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Counts an operation and does it."""
         self.count += 1
+        self.computing += not (func.is_view or func.__name__.startswith(NOTHING_COMPUTED))
         return func(*args, **(kwargs or {}))
 
 
@@ -128,8 +132,8 @@ def calls_of_trainer_step() -> list[CodeType]:
     return steps[-1]
 
 
-def costs(pairs: int) -> tuple[int, int]:
-    """Returns the Python calls and the operations of a step with so many pairs, the fourth."""
+def costs(pairs: int) -> str:
+    """Counts the Python calls and the operations of a step with so many pairs, the fourth."""
     student, teacher, batch = Maps(), Maps(), torch.randn(4, 8, 8, 8)
     layers = {f"{i}": f"{i}" for i in range(pairs)}
     distiller = Distiller(student, teacher, layers, example=batch)
@@ -150,7 +154,11 @@ def costs(pairs: int) -> tuple[int, int]:
         student(batch)
         with Operations() as operations:
             distiller(teacher_features=distiller.teacher_features(batch))
-    return called, operations.count
+    calls, count, computing = called, operations.count, operations.computing
+    return (
+        f"{pairs} pairs of maps, per pair: {calls / pairs:.0f} Python calls, {count / pairs:.0f} "
+        f"operations in forward, {computing / pairs:.0f} of which compute"
+    )
 
 
 def report(title: str, count: Callable[[], list[CodeType]], every: bool) -> None:
@@ -168,8 +176,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     report("plain Distiller step", calls_of_plain_step, options.list)
     report("VIDTrainer training step", calls_of_trainer_step, options.list)
-    one, two = costs(1), costs(2)
-    print(  # noqa: T201  # a program
-        f"a pair of maps: {one[0]} Python calls for the first, {two[0] - one[0]} for the second; "
-        f"{two[1] - one[1]} operations in forward"
-    )
+    for number in (1, 4):
+        print(costs(number))  # noqa: T201  # a program

@@ -1,6 +1,7 @@
 """Several VID pairs computed at once come to what each comes to alone."""
 
 import copy
+import weakref
 from functools import partial
 
 import pytest
@@ -175,13 +176,28 @@ def test_an_error_of_one_pair_names_it_and_changes_no_estimate():
     torch.testing.assert_close(estimates(distiller), before, rtol=0, atol=0)
 
 
-def test_maps_are_given_back_one_by_one():
-    """What the heads say is not kept beside all residuals: memory is that of one pair more."""
-    losses = [VIDLoss((4, 3, 6, 6), (4, 5, 6, 6)) for _ in range(3)]
-    predictions = [x.predict(torch.randn(4, 3, 6, 6), torch.randn(4, 5, 6, 6)) for x in losses]
-    values = together.nll_of_pairs(losses, predictions)
-    assert len(values) == 3
-    assert predictions == []
+@pytest.mark.parametrize("options", [{}, PAPER], ids=["default", "paper"])
+def test_what_a_head_says_is_freed_before_the_next_one_speaks(options):
+    """It is not kept beside all residuals: the memory is that of one pair after the other."""
+    said, given = [], []
+
+    class Head(nn.Conv2d):
+        def forward(self, feature):
+            assert [x for x in said if x() is not None] == []
+            assert sum(x() is not None for x in given) == 3 - len(said)
+            prediction = super().forward(feature)
+            said.append(weakref.ref(prediction))
+            return prediction
+
+    step = together.Together()
+    for name in "abc":
+        loss = VIDLoss((4, 3, 6, 6), (4, 5, 6, 6), head=Head(3, 5, 1), **options)
+        features = torch.randn(4, 3, 6, 6), torch.randn(4, 5, 6, 6)
+        step.add(name, loss, loss.select(*features))
+        given.append(weakref.ref(features[1]))
+    del features
+    assert list(step.nll()) == ["a", "b", "c"]
+    assert len(said) == 3
 
 
 def test_other_losses_stand_beside_them_in_the_pairs_order():
@@ -215,8 +231,10 @@ def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
     sizes = []
     monkeypatch.setattr(together, "several_processes", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sizes.append(x.shape[-1]))
-    parts = [loss.predict(*x) for loss, x in zip(losses, inputs, strict=True)]
-    torch.testing.assert_close(together.nll_of_pairs(losses, parts), expected)
+    step = together.Together()
+    for name, loss, x in zip("ab", losses, inputs, strict=True):
+        step.add(name, loss, loss.select(*x))
+    torch.testing.assert_close(list(step.nll().values()), expected)
     for loss, other in zip(losses, alone, strict=True):
         torch.testing.assert_close(loss.state_dict(), other.state_dict())
     assert sizes == [3 + 5, 3 + 5]

@@ -1,14 +1,12 @@
 """Squared residuals, and the variance of q(t|s): fitted to them in closed form, or trained."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._end_to_end import Counts, EndToEnd
 from ._scale import Estimates
 from .layouts import compute_dtype
 
@@ -88,35 +86,6 @@ class RunningVariance(Estimates):
     def extra_repr(self) -> str:
         """Shows the settings in ``print(model)``."""
         return f"{len(self.var)}, momentum={self.momentum}, floor={self.floor}"
-
-
-def take_in_squares(
-    variances: Sequence[RunningVariance],
-    mean_squares: Tensor,
-    share: Tensor,
-    joined: tuple[Counts, Counts] | None = None,
-) -> None:
-    """Takes a batch into the estimates of several pairs, whose channels are end to end.
-
-    Args:
-        variances: of each pair, with one momentum.
-        mean_squares: the batch's squared residuals, averaged over samples and positions.
-        share: which part of all positions so far the batch is; 0 leaves the estimate.
-        joined: how many positions of each pair are averaged over, and how many there are in all
-            processes, each of which makes this call; None if this process is alone.
-    """
-    targets = [x.var for x in variances]
-    channels = EndToEnd([len(x) for x in targets])
-    with torch.no_grad():
-        if joined is not None:
-            squares = channels.times(mean_squares, joined[0])
-            torch.distributed.all_reduce(squares)
-            mean_squares = channels.over(channels.split(squares), joined[1])
-        so_far = channels.join(targets)
-        mean_squares = mean_squares.to(so_far.dtype)
-        weight = share.clamp(min=variances[0].momentum).mul_(share > 0)
-        new = torch.where(mean_squares < torch.inf, mean_squares, so_far)
-        channels.store(so_far.lerp(new, weight), into=targets)
 
 
 class TrainedVariance(nn.Module):

@@ -94,16 +94,6 @@ def nll_of_squares(
     return total * (0.5 / least)
 
 
-def nll_per_channel(mean_squares: Tensor, var: Tensor) -> Tensor:
-    """Returns equation (4) without its constant, per channel, in nats per position.
-
-    Args:
-        mean_squares: of the residuals, averaged over the positions that count, ``(C,)``.
-        var: ``(C,)``.
-    """
-    return 0.5 * (mean_squares / var + var.log())
-
-
 def _check_arguments(
     mean: Tensor, target: Tensor, var: Tensor, mask: Tensor | None, reduction: str
 ) -> None:

@@ -169,5 +169,6 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Returns the widest of the tensors' dtypes, float32 at least."""
     dtype = torch.float32
     for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+        if tensor.dtype != dtype:
+            dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype

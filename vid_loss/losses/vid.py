@@ -1,20 +1,21 @@
 """The VID loss of one pair of layers."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ._base import FeatureLoss, for_head
+from ._group import Selected
 from ._positions import checked_positions, some_positions
-from ._scale import TeacherScale, standardized_away, unit_of
+from ._scale import TeacherScale, standardized_away
 from ._variance import RunningVariance, TrainedVariance
 from .gaussian import Reduction
 from .heads import MapHead, Norm, TokenHead, mean_head, own_head
 from .layouts import as_tokens, channels_of, compute_dtype, valid_positions
 from .stats import PairStats
-from .together import Prediction, nll_of_pairs
+from .together import Together
 
 Variance = Literal["running", "trained"]
 
@@ -144,14 +145,14 @@ class VIDLoss(FeatureLoss):
             TypeError: if a feature is not floating point.
             ValueError: if a shape is not the one that this loss was built for.
         """
-        return nll_of_pairs([self], [self.predict(student_feature, teacher_feature, mask)])[0]
+        together = Together()
+        together.add("", self, self.select(student_feature, teacher_feature, mask))
+        return together.nll()[""]
 
-    def predict(
+    def select(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
-    ) -> Prediction:
-        """Returns what the head says of a batch, beside the teacher's feature in the same size.
-
-        The first part of :meth:`forward`; the rest is done for several pairs at once.
+    ) -> Selected:
+        """Returns what :meth:`forward` takes of the features, which it then does for several pairs.
 
         Args:
             student_feature: as in :meth:`forward`.
@@ -173,12 +174,10 @@ class VIDLoss(FeatureLoss):
                 )
         left_out = elements / max(teacher_feature.numel(), 1)
         student_feature = for_head(student_feature, self.head, valid)
-        masked = valid is not None and self._head_takes_mask
-        mean = self.head(student_feature, valid) if masked else self.head(student_feature)
-        if valid is not None and mean.ndim == 4:  # its positions are tokens from here on
-            mean, teacher_feature = as_tokens(mean), as_tokens(teacher_feature)
-            valid = valid.flatten(1)
-        return Prediction(mean, teacher_feature, valid, left_out)
+        head_mask = valid if self._head_takes_mask else None
+        if valid is not None and teacher_feature.ndim == 4:
+            teacher_feature, valid = as_tokens(teacher_feature), valid.flatten(1)
+        return Selected(student_feature, head_mask, teacher_feature, valid, left_out)
 
     @torch.no_grad()
     def log_likelihood(self, student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
@@ -199,7 +198,7 @@ class VIDLoss(FeatureLoss):
         constant, residual, var = None, mean - target, self.variance()
         if self.standardize:
             constant, scale = self.scale.constant(), self.scale
-            unit = unit_of(scale.var, constant)
+            unit = scale.var.rsqrt().masked_fill_(constant, 0)
             residual = standardized_away(mean, target, scale.mean, unit)
         squared = residual.movedim(1 if residual.ndim == 4 else -1, -1).square()
         squared = squared if constant is None else squared.masked_fill(constant, 0)
@@ -228,15 +227,3 @@ class VIDLoss(FeatureLoss):
             self._positions,
             floor / unit,
         )
-
-
-def joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
-    """Whether a loss is a VIDLoss that nobody has made into something else: it may be joined."""
-    return (
-        type(loss) is VIDLoss
-        and loss.reduction != "none"  # no scalar, as its call is to say
-        and not (loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks)
-        and not loss._backward_pre_hooks
-        and "forward" not in loss.__dict__  # as engines wrap a module
-        and loss._compiled_call_impl is None
-    )
