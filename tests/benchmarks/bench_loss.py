@@ -19,8 +19,11 @@ def _plain(mean, target, var):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def heads(request):
-    batch = {"wrn": 128, "resnet": 16}[request.param]
-    return Heads(Task(request.param, pairs(request.param, "all-stages"), batch=batch))
+    return _heads(request.param, "all-stages")
+
+
+def _heads(network, which):
+    return Heads(Task(network, pairs(network, which), batch={"wrn": 128, "resnet": 16}[network]))
 
 
 def bench_plain_formula_alone_over_ours_alone(compare, heads):
@@ -55,8 +58,11 @@ def bench_plain_formula_over_ours(compare, heads):
     compare(plain, heads.ours, rounds=60)
 
 
-def bench_torchdistill_over_ours(compare, heads):
-    """Its regressor of three convolutions and its loss."""
+@pytest.mark.parametrize("which", ["all-stages", "quarter"])
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_torchdistill_over_ours(compare, network, which):
+    """Its regressor of three convolutions and its loss, on all positions."""
+    heads = _heads(network, which)
     device = next(heads.distiller.parameters()).device
     regressors = nn.ModuleDict()
     config = {}
