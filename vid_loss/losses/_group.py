@@ -64,18 +64,28 @@ class Group:
     def nll(self) -> dict[str, Tensor]:
         """Returns the losses of the pairs, by name."""
         self.join: Callable[..., Tensor] = torch.cat if len(self.sizes) > 1 else itemgetter(0)
+        self.total = sum(self.sizes)
         exact = no_autocast(self.means[0])
         with exact:
-            mean, var, share = self._scale()
+            estimates = [*self.positions, *self.means, *self.variances, *self.residuals]
+            joined = torch.cat(estimates).split_with_sizes([self.total] * 4)
+            positions, mean, var, residual = joined
+            taken = share = None
+            if self.training:
+                mean, var, taken, share = self._take_in(positions, mean, var)
             constant = is_constant(mean, var) if self.standardize else None
             unit = None if constant is None else var.rsqrt().masked_fill_(constant, 0)
         squares, sums = self._squares(exact, mean, unit)
         with exact:
             mean_squares = self.join(torch._foreach_div(sums, self.divisors))
-            if constant is not None:  # a channel that never changes teaches nothing
-                mean_squares = mean_squares.masked_fill(constant, 0)
-            q_var = self._variance(mean_squares.detach(), share, constant)
-            nll = 0.5 * (mean_squares / q_var + q_var.log())  # equation (4), per position
+            if taken is not None and share is not None:
+                idle = ~taken if constant is None else constant >= taken  # or not taken
+                weight = share.clamp(min=self.momentum).masked_fill_(idle, 0)
+                residual = self._take_in_squares(residual, mean_squares.detach(), weight)
+            q_var = self.join(self.trained) if self.trained else residual.clamp(min=self.floor)
+            # Equation (4), per position. A channel that never changes teaches nothing.
+            nll = torch.addcdiv(0.5 * q_var.log(), mean_squares, q_var, value=0.5)
+            nll = nll if constant is None else nll.masked_fill(constant, 0)
             values = {}
             for i, part in enumerate(nll.split_with_sizes(self.sizes)):
                 count = self.counts[i] * self.left_out[i]
@@ -90,15 +100,15 @@ class Group:
                 values[self.names[i]] = value
             return values
 
-    def _scale(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns the teacher's mean and variance; in train mode, when they took the batch in.
+    def _take_in(
+        self, positions: Tensor, old_mean: Tensor, old_var: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Has the teachers' scales take the batch in.
 
-        Then there is a third: which share of all positions so far the batch is, 0 where it was not
-        taken.
+        Returns:
+            Mean and variance by now, whether the batch was taken, and which share of all positions
+            so far it is.
         """
-        old_mean, old_var = self.join(self.means), self.join(self.variances)
-        if not self.training:
-            return old_mean, old_var, None
         with torch.no_grad():
             mean, var = self._moments()
             if self.joined:
@@ -108,14 +118,15 @@ class Group:
             taken = var < torch.inf
             counted = self._times(taken, self.totals or self.counts)
             taken = counted > 0 if self.may_be_empty else taken
-            seen = self.join(self.positions) + counted
-            share = (counted / seen.clamp(min=1)).clamp_(min=LEAST_SHARE).mul_(taken)
+            positions = positions + counted
+            share = (counted / positions.clamp(min=1)).clamp_(min=LEAST_SHARE)
             mean, var = torch.where(taken, mean, old_mean), torch.where(taken, var, old_var)
             away = mean - old_mean
             new_mean = old_mean.lerp(mean, share)  # exact where the share is 1, of the first batch
             new_var = old_var.lerp(torch.addcmul(var, away, mean - new_mean), share)
-            self._store((seen, new_mean, new_var), (self.positions, self.means, self.variances))
-        return new_mean, new_var, share
+            new = torch.cat((positions, new_mean, new_var))
+            self._store(new, [*self.positions, *self.means, *self.variances])
+        return new_mean, new_var, taken, share
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Returns the batch's mean and variance of each channel; the latter in two passes.
@@ -129,7 +140,10 @@ class Group:
             if mask is not None:
                 target = without_padding(target, mask)  # it may be NaN there
             wide = None if target.dtype == torch.float32 else compute_dtype(target)
-            mean = target.sum(dims, dtype=wide) / divisor
+            if mask is None and target.numel():
+                mean = target.mean(dims, dtype=wide)
+            else:  # of none 0, where mean() would be NaN
+                mean = target.sum(dims, dtype=wide) / divisor
             centered = target - (mean.view(-1, 1, 1) if target.ndim == 4 else mean)
             if mask is not None:
                 centered.masked_fill_(~mask.unsqueeze(-1), 0)
@@ -138,7 +152,9 @@ class Group:
             else:
                 squares.append(centered.square_().sum(dims))
             means.append(mean)
-        return self.join(means), self.join(torch._foreach_div(squares, self.divisors))
+        variances = torch._foreach_div(squares, self.divisors)
+        mean, var = torch.cat([*means, *variances]).split_with_sizes([self.total] * 2)
+        return mean, var
 
     def _of_all(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the moments of all processes' batches together, and notes how many they had."""
@@ -194,44 +210,36 @@ class Group:
     ) -> Tensor:
         """Returns the loss of each sample of a pair, ``(N,)``."""
         var = var.split_with_sizes(self.sizes)[place]
+        count = torch.as_tensor(self.per_sample[place], device=var.device).view(-1, 1)
+        nll = 0.5 * (count * var.log() + squares / var)
         if constant is not None:
-            squares = squares.masked_fill(constant.split_with_sizes(self.sizes)[place], 0)
-        nll: Tensor = self.per_sample[place] * var.log().sum() + (squares / var).sum(1)
-        return 0.5 * self.left_out[place] * nll
+            nll = nll.masked_fill(constant.split_with_sizes(self.sizes)[place], 0)
+        return self.left_out[place] * nll.sum(1)
 
-    def _variance(self, squares: Tensor, share: Tensor | None, constant: Tensor | None) -> Tensor:
-        """Returns q's variances; in train mode, the running ones when they took the batch in.
+    def _take_in_squares(self, old: Tensor, squares: Tensor, weight: Tensor) -> Tensor:
+        """Has the variances take the batch in.
 
         Args:
-            squares: the batch's squared residuals, averaged over samples and positions.
-            share: which share of all positions so far the batch is; None in eval mode.
-            constant: which channels do not change.
+            old: the running means of squared residuals.
+            squares: the batch's, averaged over samples and positions.
+            weight: what it counts for.
         """
-        var = self.join(self.residuals)
-        if share is not None:
-            with torch.no_grad():
-                if self.joined:
-                    sums = self._times(squares, self.counts)
-                    torch.distributed.all_reduce(sums)
-                    squares = sums / self._times(torch.ones_like(sums), self.totals).clamp(min=1)
-                share = share if constant is None else share.masked_fill_(constant, 0)
-                weight = share.clamp(min=self.momentum).mul_(share > 0)
-                squares = squares.to(var.dtype)
-                var = var.lerp(torch.where(squares < torch.inf, squares, var), weight)
-                self._store((var,), (self.residuals,))
-        var = self.join(self.trained) if self.trained else var.clamp(min=self.floor)
-        return var if constant is None else var.masked_fill(constant, 1)
+        with torch.no_grad():
+            if self.joined:
+                sums = self._times(squares, self.counts)
+                torch.distributed.all_reduce(sums)
+                squares = sums / self._times(torch.ones_like(sums), self.totals).clamp(min=1)
+            squares = squares.to(old.dtype)
+            new = old.lerp(torch.where(squares < torch.inf, squares, old), weight)
+            self._store(new, self.residuals)
+        return new
 
     def _times(self, vector: Tensor, factors: Sequence[Any]) -> Tensor:
         """Returns a vector whose parts are multiplied by a number each."""
         parts = list(vector.split_with_sizes(self.sizes))
         return self.join(torch._foreach_mul(parts, list(factors)))
 
-    def _store(self, vectors: Sequence[Tensor], into: Sequence[list[Tensor]]) -> None:
-        """Copies vectors into the buffers that their parts came from."""
-        buffers: list[Tensor] = []
-        parts: list[Tensor] = []
-        for vector, of in zip(vectors, into, strict=True):
-            buffers += of
-            parts += vector.split_with_sizes(self.sizes)
-        torch._foreach_copy_(buffers, parts)
+    def _store(self, vector: Tensor, into: list[Tensor]) -> None:
+        """Copies the parts of a vector into the buffers that they came from."""
+        sizes = self.sizes * (len(into) // len(self.sizes))
+        torch._foreach_copy_(into, list(vector.split_with_sizes(sizes)))
