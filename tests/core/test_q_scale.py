@@ -135,6 +135,16 @@ def test_what_is_not_finite_leaves_it(value, first):
     assert_equals_but_for(loss.scale, batches, channel=1)
 
 
+def test_a_batch_whose_variance_overflows_leaves_it():
+    torch.manual_seed(0)
+    loss, batches = loss_of((16, 3)), []
+    for bad in (False, True, False):
+        batch = torch.randn(16, 3) + 20
+        update(loss, batch * (1e30 if bad else 1))
+        batches += [] if bad else [batch]
+    assert_equals(loss.scale, batches)
+
+
 def assert_equals_but_for(scale, batches, channel):
     """One channel has seen the finite batches alone, the others all."""
     whole, finite = reference(batches), reference([x for x in batches if x.isfinite().all()])

@@ -99,3 +99,18 @@ def test_a_channel_that_wakes_up_is_taken_in_without_a_jolt():
         optimizer.step()
         assert value < 4, step
     assert value < 0.8
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_samples_one_by_one_sum_up_to_all_with_a_channel_that_never_changes(training):
+    torch.manual_seed(0)
+    teacher = torch.randn(4, 7, 3)
+    teacher[..., 1] = 7.0
+    values = []
+    for reduction in ("none", "sum"):
+        torch.manual_seed(1)
+        loss = VIDLoss((4, 7, 5), (4, 7, 3), reduction=reduction)
+        student = torch.randn(4, 7, 5)
+        loss(student, teacher)
+        values.append(loss.train(training)(student, teacher))
+    torch.testing.assert_close(values[0].sum(), values[1])

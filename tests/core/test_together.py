@@ -162,6 +162,27 @@ def test_what_somebody_made_of_a_loss_is_what_is_called(make):
     torch.testing.assert_close(values[1]["vector"], values[0]["vector"])
 
 
+class OfSeven(nn.Module):
+    """A head that works for tokens of the example's length alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(7, 1))
+
+    def forward(self, tokens):
+        return tokens * self.weight
+
+
+def test_an_error_in_a_head_names_its_pair():
+    loss = VIDLoss((4, 7, 3), (4, 7, 3), head=OfSeven())
+    models = nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity())
+    pair = Pair("0", "0", loss=loss, name="tokens", channel_dim=-1)
+    distiller = Distiller(*models, [pair], example=torch.randn(4, 7, 3))
+    models[0](torch.randn(4, 6, 3))
+    with pytest.raises(RuntimeError, match=r"Pair '0' -> '0': .*must match the size"):
+        distiller(torch.randn(4, 6, 3))
+
+
 def test_an_error_of_one_pair_names_it_and_changes_no_estimate():
     student, distiller = distiller_of(("map", "tokens", "vector"))
     batch = torch.zeros(4, 1)
@@ -213,28 +234,3 @@ def test_other_losses_stand_beside_them_in_the_pairs_order():
     student(torch.ones(4, 1))
     assert list(distiller.weighted_terms(torch.ones(4, 1))) == ["hint", "map", "mse", "tokens"]
     assert list(distiller.terms) == ["hint", "map", "mse", "tokens"]
-
-
-@pytest.mark.parametrize("masked", [(True, False), (False, True), (False, False)])
-def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
-    """One process may have a mask where another has none: the sums must be of the same channels."""
-    torch.manual_seed(0)
-    shapes = (4, 7, 3), (4, 7, 5)
-    losses = [VIDLoss(shape, shape) for shape in shapes]
-    alone = copy.deepcopy(losses)
-    mask = torch.arange(7) < torch.tensor([[3], [7], [1], [0]])
-    inputs = [
-        (torch.randn(shape), torch.randn(shape), mask if with_mask else None)
-        for shape, with_mask in zip(shapes, masked, strict=True)
-    ]
-    expected = [loss(*x) for loss, x in zip(alone, inputs, strict=True)]
-    sizes = []
-    monkeypatch.setattr(together, "several_processes", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sizes.append(x.shape[-1]))
-    step = together.Together()
-    for name, loss, x in zip("ab", losses, inputs, strict=True):
-        step.add(name, loss, loss.select(*x))
-    torch.testing.assert_close(list(step.nll().values()), expected)
-    for loss, other in zip(losses, alone, strict=True):
-        torch.testing.assert_close(loss.state_dict(), other.state_dict())
-    assert sizes == [3 + 5, 3 + 5]

@@ -1,5 +1,6 @@
 """What a training step waits for, counted where torch does it: values read, and other processes."""
 
+import copy
 from collections import Counter
 from functools import partial
 
@@ -149,3 +150,28 @@ def test_a_whole_model_s_steps_wait_for_nothing_either(monkeypatch):
     with Waits() as mode:
         model(**batch)[1].backward()
     assert mode.seen == Counter()
+
+
+@pytest.mark.parametrize("masked", [(True, False), (False, True), (False, False)])
+def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
+    """One process may have a mask where another has none: the sums must be of the same channels."""
+    torch.manual_seed(0)
+    shapes = (4, 7, 3), (4, 7, 5)
+    losses = [VIDLoss(shape, shape) for shape in shapes]
+    alone = copy.deepcopy(losses)
+    mask = torch.arange(7) < torch.tensor([[3], [7], [1], [0]])
+    inputs = [
+        (torch.randn(shape), torch.randn(shape), mask if with_mask else None)
+        for shape, with_mask in zip(shapes, masked, strict=True)
+    ]
+    expected = [loss(*x) for loss, x in zip(alone, inputs, strict=True)]
+    sizes = []
+    monkeypatch.setattr(together, "several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: sizes.append(x.shape[-1]))
+    step = together.Together()
+    for name, loss, x in zip("ab", losses, inputs, strict=True):
+        step.add(name, loss, loss.select(*x))
+    torch.testing.assert_close(list(step.nll().values()), expected)
+    for loss, other in zip(losses, alone, strict=True):
+        torch.testing.assert_close(loss.state_dict(), other.state_dict())
+    assert sizes == [3 + 5, 3 + 5]
