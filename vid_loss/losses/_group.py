@@ -43,9 +43,8 @@ class Group:
 
     def __init__(self, one: VIDLoss, joined: bool) -> None:
         self.training, self.standardize = one.training, one.standardize
-        self.reduction = one.reduction
+        self.reduction, self.joined = one.reduction, joined
         self.momentum, self.floor = one.running_var.momentum, one.running_var.floor
-        self.joined = joined
         self.may_be_empty = False
         self.pairs: list[tuple[nn.Module, Selected, Tensor | None, Any]] = []
         self.names: list[str] = []
@@ -86,19 +85,25 @@ class Group:
             # Equation (4), per position. A channel that never changes teaches nothing.
             nll = torch.addcdiv(0.5 * q_var.log(), mean_squares, q_var, value=0.5)
             nll = nll if constant is None else nll.masked_fill(constant, 0)
-            values = {}
-            for i, part in enumerate(nll.split_with_sizes(self.sizes)):
-                count = self.counts[i] * self.left_out[i]
-                if self.reduction == "none":
-                    value = self._of_samples(i, squares[i], q_var, constant)
-                elif self.reduction == "batchmean":
-                    value = part.sum() * (count / max(len(squares[i]), 1))
-                elif self.reduction == "sum":
-                    value = part.sum() * count
-                else:
-                    value = part.mean() * (count > 0) if self.may_be_empty else part.mean()
-                values[self.names[i]] = value
-            return values
+            return self._by_name(nll, squares, q_var, constant)
+
+    def _by_name(
+        self, nll: Tensor, squares: Sequence[Tensor], var: Tensor, constant: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Returns the loss of each pair from that of a position of each channel."""
+        values = {}
+        for i, (name, part) in enumerate(
+            zip(self.names, nll.split_with_sizes(self.sizes), strict=True)
+        ):
+            if self.reduction == "none":
+                value = self._of_samples(i, squares[i], var, constant)
+            elif self.reduction == "mean":
+                value = part.mean() * (self.counts[i] > 0) if self.may_be_empty else part.mean()
+            else:
+                samples = max(len(squares[i]), 1) if self.reduction == "batchmean" else 1
+                value = part.sum() * (self.counts[i] * self.left_out[i] / samples)
+            values[name] = value
+        return values
 
     def _take_in(
         self, positions: Tensor, old_mean: Tensor, old_var: Tensor
