@@ -66,10 +66,10 @@ def gaussian_nll(
             residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
         squared = sum_of_squares(residual)
         squared = squared if reduction == "none" else squared.sum(0)
-        return nll_of_squares(squared, var.to(dtype), residual.shape, mask, reduction)
+        return _nll_of_squares(squared, var.to(dtype), residual.shape, mask, reduction)
 
 
-def nll_of_squares(
+def _nll_of_squares(
     squared: Tensor, var: Tensor, shape: Sequence[int], mask: Tensor | None, reduction: Reduction
 ) -> Tensor:
     """Returns :func:`gaussian_nll` from sums of squared residuals over the positions that count.
