@@ -17,8 +17,9 @@ def test_map_head_is_the_papers():
     assert head(torch.randn(2, 3, 4, 4)).shape == (2, 6, 4, 4)
 
 
-def test_vector_head_is_one_linear_layer():
-    assert kinds(mean_head((2, 3), (2, 6))) == [nn.Linear]
+@pytest.mark.parametrize("norm", [None, "none"])
+def test_vector_head_is_one_linear_layer(norm):
+    assert kinds(mean_head((2, 3), (2, 6), norm=norm)) == [nn.Linear]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,27 @@ def test_map_head_keeps_the_memory_format(memory_format):
 @pytest.mark.parametrize(
     ("shapes", "options", "message"),
     [
-        (((2, 3), (2, 6)), {"norm": "batch"}, "expected None for vectors"),
-        (((2, 3), (2, 6)), {"hidden_channels": 4}, "expected None for vectors"),
+        (
+            ((2, 3), (2, 6)),
+            {"norm": "batch"},
+            "or norm='none', for vectors, .*got None and 'batch'",
+        ),
+        (
+            ((2, 3), (2, 6)),
+            {"norm": "layer"},
+            "or norm='none', for vectors, .*got None and 'layer'",
+        ),
+        (
+            ((2, 3), (2, 6)),
+            {"norm": "group"},
+            "or norm='none', for vectors, .*got None and 'group'",
+        ),
+        (
+            ((2, 3), (2, 6)),
+            {"hidden_channels": 4},
+            "expected None, or .*for vectors, .*got 4 and None",
+        ),
+        (((2, 3), (2, 6)), {"hidden_channels": 4, "norm": "none"}, "got 4 and 'none'. Pass head="),
         (((2, 7, 3), (2, 7, 6)), {"norm": "group"}, "for tokens; got 'group'"),
         (((2, 3, 4, 4), (2, 6, 4, 4)), {"norm": "instance"}, "norm: expected one of"),
         (((2, 3, 4, 4), (2, 6, 4, 4)), {"hidden_channels": 0}, "expected a positive width; got 0"),

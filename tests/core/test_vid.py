@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from _asserts import assert_is_transfer_loss
@@ -23,6 +25,13 @@ SHAPES = {
 def test_is_a_transfer_loss_on_every_kind_of_feature(shapes, options):
     torch.manual_seed(0)
     loss = VIDLoss(*shapes, **options)
+    assert_is_transfer_loss(loss, *(torch.randn(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_one_setting_without_a_norm_serves_every_kind_of_feature(shapes):
+    loss = partial(VIDLoss, norm="none")(*shapes)
+    assert not any("Norm" in type(module).__name__ for module in loss.modules())
     assert_is_transfer_loss(loss, *(torch.randn(shape) for shape in shapes))
 
 

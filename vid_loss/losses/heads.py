@@ -36,7 +36,7 @@ def mean_head(
             or group norm 8 at least.
         norm: between them. None is batch norm for maps, as in the paper, and layer norm for
             tokens, which a padded batch cannot disturb. ``'group'`` is for maps, in up to 32
-            groups of 16 channels at least; ``'layer'`` on maps is one group.
+            groups of 16 channels at least; ``'layer'`` on maps is one group. ``'none'`` is for all.
 
     Returns:
         A module that maps ``student_shape`` to the teacher's number of channels.
@@ -53,10 +53,11 @@ def mean_head(
             f"VIDLoss, hidden_channels: expected a positive width; got {hidden_channels!r}."
         )
     if kind == "vector":
-        if hidden_channels is not None or norm is not None:
+        if hidden_channels is not None or norm not in (None, "none"):
             raise ValueError(
-                "VIDLoss, hidden_channels and norm: expected None for vectors, whose head is one "
-                f"linear layer; got {hidden_channels} and {norm!r}. Pass head= for another network."
+                "VIDLoss, hidden_channels and norm: expected None, or norm='none', for vectors, "
+                f"whose head is one linear layer; got {hidden_channels} and {norm!r}. Pass head= "
+                "for another network."
             )
         return _small(nn.Linear(student_channels, teacher_channels))
     norm = norm or ("layer" if kind == "tokens" else "batch")

@@ -46,7 +46,7 @@ class VIDLoss(FeatureLoss):
             feature. Called with the feature alone.
         hidden_channels: width of the built-in head, see :func:`~vid_loss.losses.heads.mean_head`.
         norm: norm of the built-in head: ``'batch'``, ``'layer'``, ``'group'``, ``'none'``.
-            None is batch norm for maps and layer norm for tokens.
+            None is batch norm for maps and layer norm for tokens; vectors have none.
         variance: ``'running'``, a running mean of the squared residuals; ``'trained'``, the
             paper's parameter, which moves at the optimizer's learning rate.
         momentum: what the newest batch counts for in the running mean.
