@@ -112,8 +112,8 @@ def _check_channels(
     if len(shape) == 3 and module is not None and is_signal(module, shape, shorter):
         looks, otherwise = "a signal (N, C, L)", (1, -1, "tokens (N, L, C)")
     elif len(shape) > 3 and are_channels_last(module, ":input" in layer, shape, inputs):
-        more = "D, " if len(shape) == 5 else ""
-        looks, otherwise = f"(N, {more}H, W, C)", (-1, 1, f"(N, C, {more}H, W)")
+        # Of maps, of volumes and of series with several variables alike.
+        looks, otherwise = "channels last, (N, ..., C)", (-1, 1, "channels second, (N, C, ...)")
     else:
         return
     dim, other, what = otherwise

@@ -64,7 +64,7 @@ def is_signal(
 def are_channels_last(
     layer: nn.Module | None, of_input: bool, shape: Sequence[int], inputs: Sequence[int]
 ) -> bool:
-    """Whether a feature of four or five dimensions looks like (N, H, W, C), where nothing says so.
+    """Whether a feature of four or five dimensions looks like (N, ..., C), where nothing says so.
 
     By the class of its layer; by the widths of what is in it, unless the sides are those of the
     image; then by the sides alone.

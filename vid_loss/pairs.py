@@ -33,7 +33,8 @@ class Pair:
             ``mask=``, and returns a scalar.
         name: name in logs and checkpoints, if :attr:`label` is not to be made of the layers.
         channel_dim: where the channels are, or a tuple for (student, teacher). None is the second
-            dimension of a map and the last of tokens; -1 for NHWC maps, 1 for signals (N, C, L).
+            dimension of a map and the last of tokens; -1 for NHWC maps and series of several
+            variables, (N, T, V, C); 1 for signals (N, C, L).
         student_transform: applied to the student's feature first, for what shapes cannot say:
             drop a class token, tokens to a grid.
         teacher_transform: the same for the teacher's.

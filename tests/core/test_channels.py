@@ -1,5 +1,7 @@
 """Where the channels of maps and volumes are: told by layers and sides, or asked for."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,7 @@ CHANNELS_LAST = {
         (2, 3, 4, 6),
         16,
     ),
+    "and more variables than channels": (nn.Linear(6, 8), (2, 24, 12, 6), 8),
     "a volume": (nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 12)), (2, 3, 6, 8, 5), 12),
     "a permutation": (LAST, (2, 3, 20, 12), 3),
 }
@@ -110,8 +113,10 @@ CHANNELS_SECOND = {
 
 @pytest.mark.parametrize(("layer", "shape", "channels"), CHANNELS_LAST.values(), ids=CHANNELS_LAST)
 def test_a_map_whose_channels_are_last_is_asked_for_them(layer, shape, channels):
-    with pytest.raises(ValueError, match=r"looks like \(N, .*H, W, C\). Pass channel_dim=-1 for"):
+    with pytest.raises(ValueError, match=r"looks like channels last.*Pass channel_dim=-1 for") as e:
         build(layer, *shape)
+    assert "channel_dim=1 for channels second, (N, C, ...)." in str(e.value)
+    assert not re.search("[HWDTVL],", str(e.value))  # it may be a map, a volume or a series
     assert build(layer, *shape, pair=Pair("layer", "layer", channel_dim=-1)) == channels
     build(layer, *shape, pair=Pair("layer", "layer", channel_dim=1))  # whoever insists
 
@@ -125,7 +130,7 @@ def test_a_map_whose_channels_are_second_is_taken(layer, shape, channels):
 
 def test_what_goes_into_a_layer_is_asked_for_by_its_own_width():
     pair = Pair("layer:input", "layer:input")
-    with pytest.raises(ValueError, match=r"\(2, 6, 10, 4\) are: it looks like \(N, H, W, C\)"):
+    with pytest.raises(ValueError, match=r"\(2, 6, 10, 4\) are: it looks like channels last"):
         build(nn.Linear(4, 6), 2, 6, 10, 4, pair=pair)
     assert build(nn.Sequential(nn.Conv2d(4, 10, 1)), 2, 4, 6, 10, pair=pair) == 4
 
