@@ -1,5 +1,7 @@
 """Remedies for two features that do not fit, in the words of a pair."""
 
+import re
+
 from torch import Tensor
 
 from .losses.layouts import Kind, kind_of
@@ -65,9 +67,28 @@ def advice(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> str:
     if student.ndim != teacher.ndim:
         deeper = "student" if student.ndim > teacher.ndim else "teacher"
         return f" Pool the depth: {deeper}_transform=lambda x: x.mean(2)."
+    if mask is not None and kinds[0] == "vector" and mask.numel() == len(student):
+        return f" {one_by_one('attention_mask')}"
     if mask is not None and kinds[0] == "tokens" and mask.shape != student.shape[:2]:
         return (
             " Give the pair a mask of its own: Pair(..., mask=lambda attention_mask, **_: ...), a "
             "function of the student's arguments, or mask=False if all tokens count."
         )
     return ""
+
+
+def one_by_one(mask: str) -> str:
+    """Says how tokens that lost their samples, ``(N * L, C)``, get a mask ``(N, L)``.
+
+    Args:
+        mask: what is true where they count, in terms of one of the batch's arguments.
+    """
+    name = re.sub(r"\W*(\w+).*", r"\1", mask)
+    rows = mask if mask == name else f"({mask})"
+    return (
+        "Write Pair(..., student_transform=lambda x: x.unsqueeze(1), "
+        "teacher_transform=lambda x: x.unsqueeze(1), "
+        f"mask=lambda *_, {name}, **__: {rows}.reshape(-1, 1)), which needs distiller(**batch); if "
+        f"the first tokens of all samples come first, {rows}.T.reshape(-1, 1). If all count, "
+        "mask=False."
+    )

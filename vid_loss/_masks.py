@@ -8,6 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ._padding import (
+    flattened,
+    flattened_pairs,
+    for_no_pair,
+    mask_of_decoder,
+    of_other_positions,
+    padding_counts,
+)
 from .calls import takes
 from .losses.layouts import kind_of
 from .pairs import Pair
@@ -60,6 +68,7 @@ class Masks:
                     f"~{pair.mask}."
                 )
         self.unlike: set[str] = set()
+        self._flattened: dict[str, str] = {}  # pairs to be warned of, and what their mask is
 
     def of(
         self, given: Tensor | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -84,11 +93,13 @@ class Masks:
         masks: dict[str, Tensor] = {}
         if mask is not None:
             kind = "tokens" if mask.ndim == 2 else "map"
+            if self._flattened and kind == "tokens":
+                self._warn_of_flattened()
             without = self.unlike if given is None else ()
             names = [name for name, x in self._default.items() if x == kind and name not in without]
             masks = {name: _in_layout(mask, self._shapes[name]) for name in names}
             if given is not None and not masks:
-                raise ValueError(_for_no_pair(given, kind))
+                raise ValueError(for_no_pair(given, kind))
         for name in self.own:
             mask = _own_mask(self._pairs[name], args, kwargs)
             if mask is not None:
@@ -123,11 +134,16 @@ class Masks:
             args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
         mask = self._usual(args, kwargs)
         names = [name for name, kind in self._default.items() if kind == "tokens"]
+        shapes = {name: self._shapes[name] for name in self._default}
+        self._flattened = dict.fromkeys(flattened_pairs(shapes, args, kwargs), _USUAL)
         of_padding = [name for name in kwargs if name.endswith(_PADDING)]
         if mask is None and names and of_padding:
             pairs = ", ".join(map(str, (self._pairs[name] for name in names)))
-            warnings.warn(_padding_counts(pairs, of_padding[0]), stacklevel=4)
-        if mask is None or not names:
+            warnings.warn(padding_counts(pairs, of_padding[0]), stacklevel=4)
+        if mask is None and self._flattened and of_padding:
+            self._flattened = dict.fromkeys(self._flattened, f"~{of_padding[0]}")
+            self._warn_of_flattened()
+        if mask is None or not (names or self._flattened):
             return
         shape = mask.shape
 
@@ -147,16 +163,21 @@ class Masks:
                 self.unlike.add(name)
             elif self._shapes[name][1] != shape[1] or layer in (of_decoder or ()):
                 self.unlike.add(name)
-                found = _of_other_positions(self._pairs[name], mask, self._shapes[name])
+                found = of_other_positions(self._pairs[name], mask, self._shapes[name])
                 warnings.warn(found, stacklevel=4)
+        for name in list(self._flattened):
+            layer = self._pairs[name].student
+            if layer in (of_decoder or ()):
+                self._flattened[name] = mask_of_decoder(kwargs)
+            elif shapes[name][0] != mask.numel() or (of_mask is not None and layer not in of_mask):
+                del self._flattened[name]
 
-
-def _padding_counts(pairs: str, name: str) -> str:
-    return (
-        f"{pairs}: expected a mask of the tokens that count; got {name!r}, which is set at the "
-        f"others and is not used, so that padding counts. Write Pair(..., mask=lambda *_, {name}, "
-        f"**__: ~{name}), or mask=False if all count."
-    )
+    def _warn_of_flattened(self) -> None:
+        if not torch.compiler.is_compiling():
+            for name, mask in self._flattened.items():
+                found = flattened(self._pairs[name], self._shapes[name], mask)
+                warnings.warn(found, stacklevel=5)
+            self._flattened = {}
 
 
 def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -224,22 +245,3 @@ def _changed(
     except Exception:  # any that the user's model has for inputs that it was not made for
         return None
     return {layer for layer, x in features.items() if not torch.equal(x, found[layer])}
-
-
-def _for_no_pair(mask: Tensor, kind: str) -> str:
-    pairs = "tokens (N, L, C)" if kind == "tokens" else "maps (N, C, H, W)"
-    return (
-        f"Distiller, token_mask: expected a mask of some pair's positions; got shape "
-        f"{tuple(mask.shape)}, but none of the pairs without mask= is of {pairs}. Drop it, or "
-        "give it to the pair that it is for: Pair(..., mask=...)."
-    )
-
-
-def _of_other_positions(pair: Pair, mask: Tensor, shape: torch.Size) -> str:
-    return (
-        f"{pair}, mask: expected an attention_mask of the feature's positions; got shape "
-        f"{tuple(mask.shape)}, of other ones, for a feature of shape {tuple(shape)}, so that its "
-        "padding counts. Say which of them count: Pair(..., mask=lambda attention_mask, **_: ...), "
-        "a function of the student's arguments that returns (N, L), or the name of one, such as "
-        '"decoder_attention_mask"; or that all do: mask=False.'
-    )
