@@ -198,9 +198,9 @@ def test_a_layer_that_is_not_reached_is_named():
 def test_a_layer_that_is_reached_twice_is_named():
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    with pytest.raises(RuntimeError, match="Layer '0' of the model was reached 2 times"):
+    with pytest.raises(RuntimeError, match=r"Layer '0' of the model, .* was reached 2 times"):
         tap_once(model, "0")
-    with pytest.raises(RuntimeError, match="Layer '2' of the model was reached 2 times"):
+    with pytest.raises(RuntimeError, match=r"Layer '2' of the model, .* was reached 2 times"):
         tap_once(model, "2")
 
 

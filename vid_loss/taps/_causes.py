@@ -11,6 +11,7 @@ from torch import nn
 
 from ._layers import LayerSpec
 from ._recorder import Capture, Forward, Recorder
+from ._repeated import around, has_forward, repeated
 
 _REBUILD = (
     "Change the model first (adapters, SyncBatchNorm, quantization, pruning), then build the "
@@ -133,7 +134,7 @@ def unreached(model: nn.Module, owner: str, spec: LayerSpec, compiled: bool, bef
             "operations in the place of most layers. Use the model that it was made from, or tap a "
             f"layer that the graph calls; the closest: {', '.join(close)}."
         )
-    if not _has_forward(module):
+    if not has_forward(module):
         last = [f"{spec.name}.{key}" for key, _ in module.named_children()][-1:]
         choice = f"one of its layers, such as its last, {last[0]!r}" if last else "another layer"
         return f"{layer} is a {type(module).__name__}, which is never called. Tap {choice}."
@@ -141,7 +142,7 @@ def unreached(model: nn.Module, owner: str, spec: LayerSpec, compiled: bool, bef
     compiled = compiled or any(part._compiled_call_impl is not None for part in model.modules())
     if (layerdrop and model.training) or (before and not compiled):
         and_then = ", and was in one before, or in the example" if before else ""
-        block = _block(model, spec)
+        block = next(around(model, spec), "")
         return (
             f"{layer} was not reached in the last forward{and_then}: the {owner} skips layers at "
             "random, or chooses them by their input. Turn that off "
@@ -173,28 +174,11 @@ def _layerdrop(model: nn.Module, owner: str) -> str:
     return ""
 
 
-def _block(model: nn.Module, spec: LayerSpec) -> str:
-    """The closest layer around one that is called itself; "" if that is the model."""
-    name = spec.name.rpartition(".")[0]
-    while name and not _has_forward(model.get_submodule(name)):
-        name = name.rpartition(".")[0]
-    return name
-
-
-def _has_forward(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
-
-
 def unusable(model: nn.Module, owner: str, spec: LayerSpec, capture: Capture) -> str:
     """Says why a captured feature cannot be used."""
     layer = f"Layer {spec.text!r} of the {owner}"
-    block = _block(model, spec)
-    around = f", {block!r}" if block else ""
     if capture.calls > 1:
-        return (
-            f"{layer} was reached {capture.calls} times in one forward, so which call is meant is "
-            f"not clear. Tap a layer around it{around}, or give each call a module of its own."
-        )
+        return repeated(model, owner, spec, capture.calls)
     if capture.version is not None and capture.tensor._version != capture.version:
         return (
             f"{layer} was changed in place after it was read, so its feature is lost. "
@@ -214,7 +198,7 @@ def unusable(model: nn.Module, owner: str, spec: LayerSpec, capture: Capture) ->
 
 def _against_change(model: nn.Module, owner: str, spec: LayerSpec) -> str:
     """What to do about operations in place, of which the hooks see only that there were some."""
-    module, block = model.get_submodule(spec.name), _block(model, spec)
+    module, block = model.get_submodule(spec.name), next(around(model, spec), "")
     if spec.of_input and getattr(module, "inplace", False):
         return (
             f"The layer itself works in place: tap what comes out, {spec.name!r}, or set "
