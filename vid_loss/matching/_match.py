@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -13,34 +13,12 @@ from vid_loss.pairs import Pair
 from vid_loss.teacher import Inputs, as_call, check_teacher_inputs
 
 from ._grids import Grids, find_grids
+from ._left_out import frozen_layers, other_parts
+from ._matched import Choice, MatchedPairs
 from ._stages import Size, Stages, find_stages, map_layout
 from ._table import Layer, LayerTable, list_layers
 
 _log = logging.getLogger(__name__)
-_Choice = tuple[Pair, str]  # a pair and the reason for it
-
-
-class MatchedPairs(list[Pair]):
-    """A list of pairs that prints what it holds, and why each was chosen.
-
-    Args:
-        choices: pairs with their reasons.
-
-    Attributes:
-        reasons: why a student and a teacher layer were paired. It holds for a pair of these layers
-            whatever else of it is changed; one that was put in by hand has none.
-    """
-
-    def __init__(self, choices: Iterable[_Choice]) -> None:
-        choices = list(choices)
-        super().__init__(pair for pair, _ in choices)
-        self.reasons = {(pair.student, pair.teacher): reason for pair, reason in choices}
-
-    def __repr__(self) -> str:
-        return "\n".join(
-            f"{pair.label}: {self.reasons.get((pair.student, pair.teacher), 'added by hand')}"
-            for pair in self
-        )
 
 
 def match_layers(
@@ -57,7 +35,8 @@ def match_layers(
     relative depth, and so are stages whose resolutions do not agree; the tokens of an image meet
     a map as a grid. If nothing of this fits, the student's penultimate layer learns the teacher's
     logits. It is a start to reason from, not a search: print the result, which has a reason for
-    each pair (also logged, at level INFO), and change it as any list.
+    each pair and what was left out (also logged, at level INFO), and change it as any list.
+    Left out are frozen layers of the student and, of a model of several parts, all but one.
 
     Args:
         student: the model that is trained.
@@ -90,16 +69,32 @@ def match_layers(
     examples = _three_samples(example), _three_samples(inputs)
     tables = list_layers(student, examples[0]), list_layers(teacher, examples[1])
     stages = find_stages(tables[0]), find_stages(tables[1])
-    choices = _by_size(*stages, max_pairs) or _by_depth(*stages, max_pairs) or _outputs(*tables)
+    choices = _by_size(*stages, max_pairs) or _by_depth(*stages, max_pairs)
+    left_out = _parts_left_out(stages, tables) if choices else []
+    choices = choices or _outputs(*tables)
     if not choices:
         raise ValueError(
             "match_layers: expected stages, blocks of tokens or output layers that fit together; "
             "got none. Choose the pairs yourself from list_layers(model, example)."
         )
-    matched = MatchedPairs(choices)
+    frozen = frozen_layers(student, examples[0], [pair.student for pair, _ in choices])
+    left_out += [
+        f"{pair.label}, as nothing in or before the student's {pair.student} is trained"
+        for pair, _ in choices
+        if pair.student in frozen
+    ]
+    matched = MatchedPairs((x for x in choices if x[0].student not in frozen), left_out)
     for line in repr(matched).splitlines():
         _log.info(line)
     return matched
+
+
+def _parts_left_out(stages: Sequence[Stages], tables: Sequence[LayerTable]) -> list[str]:
+    return [
+        f"{part} of the {owner}, another part"
+        for owner, own, table in zip(("student", "teacher"), stages, tables, strict=True)
+        for part in other_parts(own, table)
+    ]
 
 
 def _three_samples(inputs: Inputs) -> Inputs:
@@ -126,7 +121,7 @@ def _length(value: Any) -> int:
     return len(value) if is_batch else 0
 
 
-def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
+def _by_size(student: Stages, teacher: Stages, max_pairs: int) -> list[Choice]:
     """Stages of one resolution, if at least half of the fewer stages have one."""
     if not student.kind == teacher.kind == "map":
         return []
@@ -150,7 +145,7 @@ def _meet(size: Size, other: Size, others: Container[Size]) -> bool:
     return max(abs(size[0] - other[0]), abs(size[1] - other[1])) == 1
 
 
-def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[_Choice]:
+def _by_depth(student: Stages, teacher: Stages, max_pairs: int) -> list[Choice]:
     """Stages and blocks of equal relative depth, counted in the model that has fewer."""
     grids = find_grids(student, teacher)
     depths = len(student.ends), len(teacher.ends)
@@ -211,7 +206,7 @@ def _fits(pair: Pair, student: tuple[int, ...], teacher: tuple[int, ...]) -> boo
     return True
 
 
-def _outputs(student: LayerTable, teacher: LayerTable) -> list[_Choice]:
+def _outputs(student: LayerTable, teacher: LayerTable) -> list[Choice]:
     """The paper's MI-L, where there are no stages to pair."""
     ends = _output_layer(student), _output_layer(teacher)
     if ends[0] is None or ends[1] is None:

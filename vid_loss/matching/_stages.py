@@ -49,21 +49,26 @@ def find_stages(table: LayerTable) -> Stages:
     innermost part with stages that takes the image, is left out.
     """
     shape = table.input_shape
-    layers = [layer for layer in table if layer.shape[:1] == shape[:1]]
+    layers = of_batch(table)
     image = (shape[2], shape[3]) if len(shape) == 4 else None
     if image is None and shape and any(layer.is_signal for layer in layers):
         layers, image = [_as_map(layer) for layer in layers], (1, shape[-1])
-    whole = _stages_of(layers, image)
-    for begin, last in _backbones(table):
+    whole = stages_of(layers, image)
+    for begin, last in backbones(table):
         inside = [layer for layer in layers if begin < layer.begin <= last]
-        stages = _stages_of(inside, image)
+        stages = stages_of(inside, image)
         # A first stage takes the image as well, and may have some blocks.
         if len(stages.ends) > max(1, len(whole.ends) / 2):
             return stages
     return whole
 
 
-def _backbones(table: LayerTable) -> list[tuple[int, int]]:
+def of_batch(table: LayerTable) -> list[Layer]:
+    """The layers with as many samples as the model is given."""
+    return [layer for layer in table if layer.shape[:1] == table.input_shape[:1]]
+
+
+def backbones(table: LayerTable) -> list[tuple[int, int]]:
     """The first and last calls of what takes the image itself, the innermost first."""
     largest = max((layer.size for layer in table), default=0)
     spans = {
@@ -77,7 +82,7 @@ def _backbones(table: LayerTable) -> list[tuple[int, int]]:
     return sorted(spans, reverse=True)
 
 
-def _stages_of(layers: Sequence[Layer], image: Size | None) -> Stages:
+def stages_of(layers: Sequence[Layer], image: Size | None) -> Stages:
     blocks = _token_blocks(layers)
     segments = _map_segments(_trunk(layers, image), image) if image else []
     mapped = sum(part.layer.size for segment in segments for part in segment)
@@ -182,6 +187,17 @@ def _end_of(segment: Sequence[_Map]) -> Layer | None:
 
 def _token_blocks(layers: Sequence[Layer]) -> list[Layer]:
     """The children of one module that share class and shape, where the most weights are."""
+
+    def rank(group: list[Layer]) -> tuple[bool, bool, int, int]:
+        # A model of one block has no group; what wraps all blocks is as large as they are.
+        size = sum(layer.size for layer in group)
+        return group[0].is_block, len(group) > 1, size, len(group)
+
+    return max(token_groups(layers), key=rank, default=[])
+
+
+def token_groups(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers from tokens to tokens, those of one parent, class and shape together."""
     groups: dict[tuple[str, str, tuple[int, ...]], list[Layer]] = {}
     for layer in layers:
         # From tokens to tokens: embeddings of a large vocabulary outweigh a few blocks.
@@ -189,10 +205,4 @@ def _token_blocks(layers: Sequence[Layer]) -> list[Layer]:
         if is_tokens and len(layer.input_shape) > 2 and layer.size:
             key = layer.path.rpartition(".")[0], layer.type, layer.shape
             groups.setdefault(key, []).append(layer)
-
-    def rank(group: list[Layer]) -> tuple[bool, bool, int, int]:
-        # A model of one block has no group; what wraps all blocks is as large as they are.
-        size = sum(layer.size for layer in group)
-        return group[0].is_block, len(group) > 1, size, len(group)
-
-    return max(groups.values(), key=rank, default=[])
+    return list(groups.values())
