@@ -151,22 +151,16 @@ class Pair:
     def call(
         self, function: Callable[..., Any], student: Tensor, teacher: Tensor, mask: Tensor | None
     ) -> Any:
-        """Calls a function of the two features, with a mask if there is one; errors name the pair.
-
-        Args:
-            function: the loss, or a part of it.
-            student: as in :meth:`term`.
-            teacher: as in :meth:`term`.
-            mask: as in :meth:`term`.
-        """
+        """Calls the loss or a part of it on what :meth:`term` takes; its errors name the pair."""
         try:
             if mask is not None:
                 return function(student, teacher, mask=mask.to(student.device))
             return function(student, teacher)
         except (TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-                raise  # a device out of memory, say
-            raise self.named(error, student, teacher, mask) from error
+            found = self.named(error, student, teacher, mask)
+            if found is error:
+                raise
+            raise found from error
 
     def prepare(
         self, student: Tensor, teacher: Tensor, *, first: bool = False
@@ -216,7 +210,12 @@ class Pair:
     def named(
         self, error: Exception, student: Tensor, teacher: Tensor, mask: Tensor | None = None
     ) -> Exception:
-        """Returns the error with the pair's name before it, and behind it what a pair can do."""
+        """Returns the error with the pair's name before it, and behind it what a pair can do.
+
+        One that is not of the features, that a device is out of memory, say, is returned as it is.
+        """
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            return error
         message = told(error, student, teacher)
         separator = ": " if message.startswith("expected") else ", "
         return type(error)(f"{self}{separator}{message}{advice(student, teacher, mask)}")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from itertools import chain
 from typing import TypeGuard
 
@@ -84,7 +83,7 @@ class PairTerms(TrainedHeads):
         if self._finite.infinite and not compiling:
             self._finite.look()
         together, terms = Together(), {}
-        on: list[tuple[str, Tensor, Tensor | None, Tensor | None]] = []  # of the teacher
+        on: list[tuple[str, Tensor | None, Tensor | None]] = []
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
             if not self.weights[name]:
                 continue
@@ -97,21 +96,22 @@ class PairTerms(TrainedHeads):
             if compiling or not teacher.is_cpu:
                 finite = is_finite(teacher, mask)
                 self._finite.note(name, finite)
-            on.append((name, teacher, mask, finite))
+            on.append((name, mask, finite))
             if _joins(loss):
                 selected = pair.call(loss.select, student, teacher, mask)
-                named = partial(pair.named, student=student, teacher=teacher)
-                together.add(name, loss, selected, finite=finite, named=named)
+                together.add(name, loss, selected, finite=finite, named=pair.named)
             else:
                 known = teacher if finite is None else torch.where(finite, teacher, 0)
                 terms[name] = pair.term(loss, student, known, mask)
         terms |= together.nll()
         weighted, values = {}, {}
-        for name, teacher, mask, finite in on:
+        for name, mask, finite in on:
             if finite is not None:
                 terms[name] = torch.where(finite, terms[name], 0)
             elif not math.isfinite(terms[name].item()):
-                self._finite.refuse(name, teacher, mask)
+                pair = self.pairs[name]
+                features = student_features[pair.student], teacher_features[pair.teacher]
+                self._finite.refuse(name, pair.prepare(*features)[1], mask)
             weighted[name] = self.weights[name] * terms[name]
             values[name] = terms[name].detach()
         self.terms = values

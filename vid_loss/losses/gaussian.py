@@ -94,6 +94,14 @@ def _nll_of_squares(
     return total * (0.5 / least)
 
 
+def log_and_scale(var: Tensor, scale: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns equation (4)'s logarithm and divisor; a channel that never changes adds nothing."""
+    half_log = 0.5 * var.log()
+    if constant is None:
+        return half_log, scale
+    return half_log.masked_fill(constant, 0), scale.masked_fill(constant, math.inf)
+
+
 def _check_arguments(
     mean: Tensor, target: Tensor, var: Tensor, mask: Tensor | None, reduction: str
 ) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Together:
     """A step's VID pairs: added one by one, computed together.
 
-    Only what is alike is: pairs of other options, dtypes or devices form a group of their own.
+    Only what is alike is: pairs of other options or devices form a group of their own.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Together:
         selected: Selected,
         *,
         finite: Tensor | None = None,
-        named: Callable[[Exception], Exception] | None = None,
+        named: Callable[[Exception, Tensor, Tensor], Exception] | None = None,
     ) -> None:
         """Takes one more pair.
 
@@ -46,15 +46,16 @@ class Together:
             loss: its loss.
             selected: what :meth:`VIDLoss.select` returned.
             finite: whether the teacher's feature is, where no host has looked; if it is not, the
-                gradient is 0. Estimates take what is finite in any case.
-            named: returns an error of the head with the pair's name.
+                batch changes no estimate of the pair and its gradient is 0, whatever its value.
+            named: makes the pair's own error of one that its head, or what it says, has led to,
+                from the two features.
         """
         scale, variance, target = loss.scale, loss.running_var, selected.target
         joined = self._several and loss.training
         kind = (
             *(loss.training, loss.standardize, loss.trained_var is None, scale.mean.device),
-            *(variance.momentum, variance.floor, selected.student.dtype, target.dtype),
-            *(loss.reduction, joined or selected.mask is None),
+            *(variance.momentum, variance.floor, loss.reduction, scale.mean.dtype),
+            *(joined or selected.mask is None, finite is None),
         )
         if (group := self._groups.get(kind)) is None:
             group = self._groups[kind] = Group(loss, joined)
@@ -64,7 +65,8 @@ class Together:
         elif joined:  # in another process it may be one that a mask decides
             count = torch.full((), count, device=target.device)
         group.may_be_empty |= isinstance(count, Tensor) or not count
-        group.pairs.append((loss.head, selected, finite, named))
+        group.pairs.append((loss.head, selected, named))
+        group.finite.append(finite)
         group.names.append(name)
         group.counts.append(count)
         group.divisors.append(count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
