@@ -33,7 +33,7 @@ class Selected(NamedTuple):
 
 
 class Group:
-    """Pairs that differ in nothing but their features; vectors have all their channels.
+    """Pairs whose losses have the same options. A tensor over channels has those of all, end to end.
 
     Args:
         one: the loss of any of them.

@@ -95,7 +95,7 @@ def standardized_away(prediction: Tensor, feature: Tensor, mean: Tensor, unit: T
     """Returns a prediction of the standardized feature, less that feature.
 
     Args:
-        prediction: in the layout and the dtype of the feature.
+        prediction: in the layout of the feature, in float32 or wider.
         feature: as the teacher gave it.
         mean: of its channels, ``(C,)``.
         unit: one over its standard deviations, ``(C,)``; 0 of those that do not change.

@@ -152,7 +152,7 @@ class VIDLoss(FeatureLoss):
     def select(
         self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
     ) -> Selected:
-        """Returns what :meth:`forward` takes of the features, which it then does for several pairs.
+        """Returns what the loss takes of the features: the first part of :meth:`forward`.
 
         Args:
             student_feature: as in :meth:`forward`.
