@@ -33,7 +33,7 @@ class Selected(NamedTuple):
 
 
 class Group:
-    """Pairs whose losses have the same options. A tensor over channels has those of all, end to end.
+    """Pairs whose losses have the same options. Tensors over channels have those of all in a row.
 
     Args:
         one: the loss of any of them.
