@@ -12,6 +12,7 @@ from ._padding import (
     flattened,
     flattened_pairs,
     for_no_pair,
+    is_of,
     mask_of_decoder,
     of_other_positions,
     padding_counts,
@@ -136,12 +137,12 @@ class Masks:
         names = [name for name, kind in self._default.items() if kind == "tokens"]
         shapes = {name: self._shapes[name] for name in self._default}
         self._flattened = dict.fromkeys(flattened_pairs(shapes, args, kwargs), _USUAL)
-        of_padding = [name for name in kwargs if name.endswith(_PADDING)]
-        if mask is None and names and of_padding:
-            pairs = ", ".join(map(str, (self._pairs[name] for name in names)))
-            warnings.warn(padding_counts(pairs, of_padding[0]), stacklevel=4)
-        if mask is None and self._flattened and of_padding:
-            self._flattened = dict.fromkeys(self._flattened, f"~{of_padding[0]}")
+        padding = next((name for name in kwargs if name.endswith(_PADDING)), None)
+        if mask is None and padding:
+            if names:
+                pairs = ", ".join(map(str, (self._pairs[name] for name in names)))
+                warnings.warn(padding_counts(pairs, padding), stacklevel=4)
+            self._flattened = dict.fromkeys(self._flattened, f"~{padding}")
             self._warn_of_flattened()
         if mask is None or not (names or self._flattened):
             return
@@ -165,11 +166,11 @@ class Masks:
                 self.unlike.add(name)
                 found = of_other_positions(self._pairs[name], mask, self._shapes[name])
                 warnings.warn(found, stacklevel=4)
-        for name in list(self._flattened):
-            layer = self._pairs[name].student
+        layers = {name: self._pairs[name].student for name in self._flattened}
+        for name, layer in layers.items():
             if layer in (of_decoder or ()):
                 self._flattened[name] = mask_of_decoder(kwargs)
-            elif shapes[name][0] != mask.numel() or (of_mask is not None and layer not in of_mask):
+            elif not is_of(mask, self._shapes[name], layer, of_mask):
                 del self._flattened[name]
 
     def _warn_of_flattened(self) -> None:

@@ -25,6 +25,18 @@ def flattened_pairs(
     yield from (name for name, x in shapes.items() if len(x) == 2 and x[0] in counts)
 
 
+def is_of(mask: Tensor, shape: Sequence[int], layer: str, of_mask: set[str] | None) -> bool:
+    """Whether a mask ``(N, L)`` may be of a feature ``(N * L, C)``.
+
+    Args:
+        mask: of the batch.
+        shape: of the feature.
+        layer: its layer.
+        of_mask: those that change with what the mask is of; None if that is not known.
+    """
+    return shape[0] == mask.numel() and (of_mask is None or layer in of_mask)
+
+
 def mask_of_decoder(kwargs: Mapping[str, Any]) -> str:
     """Returns what counts in a decoder, in terms of its arguments."""
     return "labels != -100" if "labels" in kwargs else "decoder_attention_mask"

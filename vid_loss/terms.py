@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._checks import refuse_shared
 from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
+from ._idle import idle_term
 from ._notice import AT_CALL, Notice
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
@@ -82,38 +83,14 @@ class PairTerms(TrainedHeads):
         compiling = torch.compiler.is_compiling()
         if self._finite.infinite and not compiling:
             self._finite.look()
-        together, terms = Together(), {}
-        on: list[tuple[str, Tensor | None, Tensor | None]] = []
-        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
-            if not self.weights[name]:
-                continue
-            mask, finite = masks.get(name), None
-            student, teacher = pair.prepare(
-                student_features[pair.student], teacher_features[pair.teacher]
-            )
-            if not compiling and self._places.get(name) != student.device:
-                self._move(name, loss, student.device)
-            if compiling or not teacher.is_cpu:
-                finite = is_finite(teacher, mask)
-                self._finite.note(name, finite)
-            on.append((name, mask, finite))
-            if _joins(loss):
-                selected = pair.call(loss.select, student, teacher, mask)
-                together.add(name, loss, selected, finite=finite, named=pair.named)
-            else:
-                known = teacher if finite is None else torch.where(finite, teacher, 0)
-                terms[name] = pair.term(loss, student, known, mask)
-        terms |= together.nll()
+        terms = self._terms_of(student_features, teacher_features, masks)
         weighted, values = {}, {}
-        for name, mask, finite in on:
-            if finite is not None:
-                terms[name] = torch.where(finite, terms[name], 0)
-            elif not math.isfinite(terms[name].item()):
-                pair = self.pairs[name]
-                features = student_features[pair.student], teacher_features[pair.teacher]
-                self._finite.refuse(name, pair.prepare(*features)[1], mask)
-            weighted[name] = self.weights[name] * terms[name]
-            values[name] = terms[name].detach()
+        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
+            if name in terms:
+                weighted[name] = self.weights[name] * terms[name]
+                values[name] = terms[name].detach()
+            elif several_processes():
+                weighted[name] = idle_term(loss, student_features[pair.student])
         self.terms = values
         if self.training and not compiling and torch.is_grad_enabled():
             self._notice.calls += 1
@@ -121,25 +98,55 @@ class PairTerms(TrainedHeads):
                 self._notice.first(self.pairs, student_features, self.weights)
             if self._notice.calls >= AT_CALL and self._notice.is_open:
                 self._notice.look(self.vid_losses(), self.weights)
-        if not all(self.weights.values()) and several_processes():
-            weighted |= self._idle(student_features)
         return weighted
+
+    def _terms_of(
+        self,
+        student_features: Mapping[str, Tensor],
+        teacher_features: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns the loss of each pair that has a weight; those of VIDLoss are computed together.
+
+        One whose teacher's feature is not finite is an error on the CPU, and 0 elsewhere.
+        """
+        compiling = torch.compiler.is_compiling()
+        together, terms = Together(), {}
+        on: list[tuple[str, Pair, Tensor | None, Tensor | None]] = []
+        for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
+            if not self.weights[name]:
+                continue
+            mask, finite = masks.get(name), None
+            student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+            student, teacher = pair.prepare(student, teacher)
+            if not compiling and self._places.get(name) != student.device:
+                self._move(name, loss, student.device)
+            if compiling or not teacher.is_cpu:
+                finite = is_finite(teacher, mask)
+                self._finite.note(name, finite)
+            on.append((name, pair, mask, finite))
+            if _joins(loss):
+                selected = pair.call(loss.select, student, teacher, mask)
+                together.add(name, loss, selected, finite=finite, named=pair.named)
+            else:
+                known = teacher if finite is None else torch.where(finite, teacher, 0)
+                terms[name] = pair.term(loss, student, known, mask)
+        terms |= together.nll()
+        for name, pair, mask, finite in on:
+            if finite is not None:
+                terms[name] = torch.where(finite, terms[name], 0)
+            elif not math.isfinite(terms[name].item()):
+                student, teacher = student_features[pair.student], teacher_features[pair.teacher]
+                self._finite.refuse(name, pair.prepare(student, teacher)[1], mask)
+        return terms
 
     def idle(self) -> Tensor:
         """Returns the sum where no pair has a weight: 0; among several processes, of all heads."""
         first = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
         zero = torch.zeros((), device=first.device)
         for loss in self.losses if several_processes() else ():
-            zero = zero + _idle(self.losses[loss], zero).to(zero.device)
+            zero = zero + idle_term(self.losses[loss], zero).to(zero.device)
         return zero
-
-    def _idle(self, student_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns 0 for the pairs without a weight, of whose heads other processes may wait."""
-        return {
-            name: _idle(loss, student_features[pair.student])
-            for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True)
-            if not self.weights[name]
-        }
 
     def _move(self, name: str, loss: nn.Module, device: torch.device) -> None:
         """Moves a loss to where the student is by now; its parameters stay the optimizer's."""
@@ -205,16 +212,6 @@ def _joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
     hooks = hooks or loss._backward_hooks or loss._backward_pre_hooks
     # Engines wrap a module by a forward of its own.
     return not hooks and "forward" not in loss.__dict__ and loss._compiled_call_impl is None
-
-
-def _idle(loss: nn.Module, feature: Tensor) -> Tensor:
-    """Returns 0 as a function of all parameters of a loss that is not computed."""
-    zero = torch.zeros((), device=feature.device)
-    for parameter in loss.parameters():
-        # DeepSpeed's ZeRO 3 leaves nothing of it outside its module's forward, and waits for none.
-        if parameter.requires_grad and parameter.numel():
-            zero = zero + (parameter * 0).nan_to_num(0).sum().to(zero)
-    return zero
 
 
 def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:

@@ -20,3 +20,9 @@ def no_hooks_of_other_tests():
 def uncounted(monkeypatch):
     """Leaves out what is run to prove what is kept, where the teacher's samples are counted."""
     monkeypatch.setattr("vid_loss.cache._checks.proven", lambda teacher, batch, *_: batch)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Everything takes the way of tensors whose values are far away."""
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)

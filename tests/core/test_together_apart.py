@@ -79,12 +79,6 @@ def test_a_teacher_that_overflows_changes_no_estimate_of_its_pair_and_all_of_oth
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """Everything takes the way of tensors whose values are far away."""
-    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
-
-
 ERRORS = {
     "memory": torch.OutOfMemoryError("out of memory"),
     "runtime": RuntimeError("something"),

@@ -58,12 +58,6 @@ def _is_mask(indices):
     return any(x is not None and x.dtype == torch.bool for x in indices)
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """Everything takes the way of tensors whose values are far away."""
-    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
-
-
 def waits(student, distiller, batch, steps=4, monkeypatch=None):
     """What each training step waited for."""
     parameters = [*student.parameters(), *distiller.parameters()]
@@ -175,3 +169,11 @@ def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
     for loss, other in zip(losses, alone, strict=True):
         torch.testing.assert_close(loss.state_dict(), other.state_dict())
     assert sizes == [3 + 5, 3 + 5]
+
+
+def test_among_processes_a_pair_without_a_weight_keeps_its_place(monkeypatch):
+    student, distiller, batch = maps()
+    distiller.set_weight("stage1->stage1", 0.0)
+    monkeypatch.setattr(terms, "several_processes", lambda: True)
+    student(**batch)
+    assert list(distiller.weighted_terms(**batch)) == list(distiller.pairs)

@@ -87,8 +87,9 @@ class Group:
             of_pairs = None if constant is None else constant.split_with_sizes(self.sizes)
             if not self.trained:
                 var = residual.clamp(min=self.floor)
-                terms = log_and_scale(var, self._times(var, self.divisors), constant)
-                half_logs, scales = (x.split_with_sizes(self.sizes) for x in terms)
+                half_log, scale = log_and_scale(var, self._times(var, self.divisors), constant)
+                half_logs = half_log.split_with_sizes(self.sizes)
+                scales = scale.split_with_sizes(self.sizes)
         values = {}
         with exact:
             # Each pair has a graph of its own, so that NaN in one is not in the others.
@@ -130,7 +131,7 @@ class Group:
         """
         mean, var = self._moments()
         known = None
-        if any(x is not None for x in self.finite):
+        if self.finite[0] is not None:  # and so of all pairs of a group
             flags = zip(self.finite, self.sizes, strict=True)
             known = self.join([x.expand(size) for x, size in flags if x is not None])
         if self.joined:
