@@ -1,11 +1,61 @@
 """The teacher's features of a batch."""
 
-from torch import Tensor
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
+from torch import Size, Tensor
+
+from .losses.layouts import resized
+from .losses.positions import Lattice, Whole
+from .pairs import Pair
 from .taps import Batch
 
 
+class Part(NamedTuple):
+    """Some positions of a teacher's map."""
+
+    lattice: Lattice
+    feature: Tensor  # (N, C, H', W')
+
+    def beside(
+        self, pair: Pair, student: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Whole]:
+        """Returns the same part of the student's map, this one, that of the mask, and their whole.
+
+        Args:
+            pair: whose features these are.
+            student: ``(N, C_s, H, W)``.
+            mask: ``(N, H, W)`` of any size, or None.
+
+        Raises:
+            ValueError: if the student's map is of another size than the teacher's.
+        """
+        size = self.lattice.size
+        if student.shape[2:] != size:
+            raise ValueError(
+                f"{pair}: expected a student's map of the teacher's size {tuple(size)}, as with "
+                f"earlier inputs of these shapes; got {tuple(student.shape[2:])}. Build the loss "
+                "with positions=1.0."
+            )
+        whole = Whole(size.numel(), size.numel())
+        if mask is not None:
+            mask = resized(mask.to(student.device), size)
+            whole = Whole(size.numel(), mask.sum() / max(len(mask), 1))
+            mask = self.lattice.of(mask)
+        return self.lattice.of(student), self.feature.to(student.device), mask, whole
+
+
 class Features(dict[str, Tensor]):
-    """Features by layer, and the batch that they are of."""
+    """Features by layer.
+
+    Attributes:
+        batch: that they are of.
+        parts: what is here of other layers' maps. Not in the dict: an engine that moves a dict to a
+            device makes another of its items, and no part may be taken for a whole.
+        inputs: the shapes of the batch's tensors, without its size; None if nobody has asked.
+    """
 
     batch: Batch | None = None
+    parts: Mapping[str, Part] = MappingProxyType({})
+    inputs: tuple[Size, ...] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .guards import is_captured
 from .losses.layouts import resized
 from .pairs import Pair
 
@@ -50,9 +51,13 @@ class FiniteTeacher:
     def look(self) -> None:
         """Takes an answer that has arrived, and asks for the next.
 
+        A CUDA graph that is being made neither asks nor waits: :meth:`wait` tells.
+
         Raises:
             RuntimeError: if a teacher's feature was not finite; it names pair and layer.
         """
+        if any(map(is_captured, self.infinite.values())):
+            return
         infinite = self._arriving()
         if infinite is None:
             return
@@ -111,13 +116,21 @@ def refuse_infinite_state(
 def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
     """Returns whether all that counts is finite, ``()``, by sums: no map is written."""
     dtype = torch.promote_types(feature.dtype, torch.float32)
-    if mask is None:
+    if mask is None or not _fits(mask, feature):
         return feature.sum(dtype=dtype).isfinite()
+    mask = mask.to(feature.device)
     if feature.ndim > 3:
         sums, mask = feature.sum(1, dtype=dtype), resized(mask, feature.shape[2:])
     else:
         sums, mask = feature.sum(-1, dtype=dtype), mask.bool()
     return sums.masked_fill(~mask, 0).sum().isfinite()
+
+
+def _fits(mask: Tensor, feature: Tensor) -> bool:
+    """Whether a mask can be one of a feature's. What to do about another, the loss says."""
+    if len(mask) != len(feature) or mask.ndim != feature.ndim - 1:
+        return False
+    return feature.ndim > 3 or mask.shape == feature.shape[:-1]
 
 
 def _copy_to_host(flags: Mapping[str, Tensor]) -> Callable[[], list[str] | None]:
@@ -130,7 +143,7 @@ def _copy_to_host(flags: Mapping[str, Tensor]) -> Callable[[], list[str] | None]
         return list
     device = flags[names[0]].device
     stacked = torch.stack([flags[name].to(device, non_blocking=True) for name in names])
-    host = torch.empty(len(names), dtype=torch.bool, pin_memory=True)
+    host = torch.empty(len(names), dtype=torch.bool, device="cpu", pin_memory=True)
     host.copy_(stacked, non_blocking=True)
     arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     arrived.record(torch.cuda.current_stream(device))

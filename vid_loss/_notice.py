@@ -88,7 +88,7 @@ class _Sent:
         self.values = values
         self._event: Any = None
         if values.is_cuda:
-            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values = torch.empty_like(values, device="cpu", pin_memory=True)
             self.values.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._event.record()

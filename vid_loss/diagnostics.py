@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .calls import refuse_no_module
 from .guards import undisturbed
 from .losses.stats import METRICS, PairDiagnostics
+from .names import module_key
 from .taps import FeatureTap
-from .terms import module_key
 
 if TYPE_CHECKING:
     from .distiller import Distiller

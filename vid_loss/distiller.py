@@ -16,10 +16,11 @@ from ._first_step import FirstStep, Loaded
 from ._offline import Offline, source_of
 from .cache import FeatureCache
 from .guards import undisturbed, without_data_parallel
+from .names import pairs_by_name
 from .pairs import Pair
 from .taps import FeatureTap, Given, unwrap
 from .teacher import Inputs, as_call
-from .terms import PairTerms, pairs_by_name
+from .terms import PairTerms
 
 
 class Distiller(PairTerms):
@@ -33,10 +34,10 @@ class Distiller(PairTerms):
         loss = criterion(student(images), labels) + distiller(images)
 
     The heads get a learning rate of their own: :meth:`add_to`. It owns the heads and the variances
-    alone: student and teacher are held but not registered, so that they
-    are in neither ``parameters()`` nor ``state_dict()``. All parameters exist after construction.
-    Heads and teacher follow a student that moves. In several processes it is wrapped as the student
-    is: ``DistributedDataParallel(distiller)``.
+    alone: student and teacher are held but not registered, so that they are in neither
+    ``parameters()`` nor ``state_dict()``. All parameters exist after construction. Heads and
+    teacher follow a student that moves. In several processes it is wrapped as the student is:
+    ``DistributedDataParallel(distiller)``.
 
     Args:
         student: the model that is trained.
@@ -67,8 +68,7 @@ class Distiller(PairTerms):
     Raises:
         TypeError: if pairs, example, a feature or a loss has the wrong type.
         ValueError: if there is no pair, the teacher is the student, the student is in DataParallel
-            on several devices, a layer is unknown, or two features do not fit together. No hook is
-            left then.
+            on several devices, a layer is unknown, or two features do not fit. No hook is left then.
         RuntimeError: if a layer is not reached by the example, or is changed in place.
     """
 
@@ -177,9 +177,10 @@ class Distiller(PairTerms):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """:meth:`forward` before the sum, by pair: for :func:`~vid_loss.gradient_shares`."""
+        layers = self._teacher.tap.specs.keys()
         if (features := teacher_features) is None:
             features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
-        elif type(features) is not Features or self._teacher.tap.specs.keys() - features.keys():
+        elif type(features) is not Features or layers - features.keys() - features.parts.keys():
             features = checked_features(features, self.pairs.values())
         batch = getattr(features, "batch", None) or Given(args, kwargs).batch()
         masks: Mapping[str, Tensor] = {}

@@ -119,6 +119,11 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being made, which replays operations and nothing of the host."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """Computes what is inside in the tensors' own dtypes, on the device of one of them."""
     device = tensor.device.type

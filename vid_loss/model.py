@@ -77,6 +77,7 @@ class DistillationModel(nn.Module):
         features = teacher_features
         if features is None and any(self.distiller.weights.values()):
             features = self.distiller.teacher_features(*args, sample_index=sample_index, **kwargs)
+            self.distiller.thin(features, args, kwargs)
         output = self.student(*args, **kwargs)
         transfer = self.distiller(*args, teacher_features=features, token_mask=token_mask, **kwargs)
         return output, transfer

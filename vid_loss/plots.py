@@ -167,7 +167,7 @@ def plot_log_likelihood(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
     for row, (name, values) in zip(rows[1:], maps.items(), strict=True):
         # One scale a layer, so that images can be compared; the extremes would hide the rest.
         values = values.float().cpu()
-        low, high = torch.quantile(values.flatten(), torch.tensor([0.02, 0.98])).tolist()
+        low, high = torch.quantile(values.flatten(), values.new_tensor([0.02, 0.98])).tolist()
         for axes, value in zip(row, values, strict=True):
             drawn = axes.imshow(value.numpy(), vmin=low, vmax=high, extent=(0, width, height, 0))
         _name_row(row, f"log q(t|s), {name}")

@@ -27,7 +27,7 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
         >>> images_per_class([0, 1, 1, 0, 1], 2, seed=0)
         [0, 1, 3, 4]
     """
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels).cpu()
     if n < 1:
         raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n}.")
     if labels.ndim != 1:
@@ -43,7 +43,8 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
                 f"images_per_class, n: expected {n} samples of class {label}; got "
                 f"{counts[label]}. Ask for fewer, or leave the class out."
             )
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator, device="cpu")
     drawn = [order[labels[order] == label][:n] for label in classes]
     return sorted(torch.cat(drawn).tolist()) if drawn else []
 

@@ -1,23 +1,29 @@
 """The losses and lambdas of the pairs: equation (2) of the paper without its models."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
-from typing import TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._checks import refuse_shared
+from ._features import Features
 from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
 from ._idle import idle_term
 from ._notice import AT_CALL, Notice
+from ._thinning import Thinning, takes_parts
 from .guards import several_processes, undisturbed
 from .losses import VIDLoss
 from .losses.stats import PairDiagnostics, by_metric
 from .losses.together import Together
+from .losses.vid import joins
+from .names import module_key
 from .pairs import Pair, check_weight
 from .rates import TrainedHeads
+from .taps import Given
 
 
 class PairTerms(TrainedHeads):
@@ -65,6 +71,7 @@ class PairTerms(TrainedHeads):
                     self._finite.refuse(name, teacher, masks.get(name))
                     refuse_infinite(pair, student)
         self.terms: dict[str, Tensor] = {}
+        self._thinning = Thinning() if takes_parts(self.losses.values()) else None
         self._notice = Notice()
         self._places: dict[str, torch.device] = {}  # of each loss, in the last step
 
@@ -83,6 +90,8 @@ class PairTerms(TrainedHeads):
         compiling = torch.compiler.is_compiling()
         if self._finite.infinite and not compiling:
             self._finite.look()
+        if self._thinning is not None and type(teacher_features) is Features:
+            self._thinning.learn(student_features, teacher_features, self.in_use())
         terms = self._terms_of(student_features, teacher_features, masks)
         weighted, values = {}, {}
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
@@ -112,21 +121,26 @@ class PairTerms(TrainedHeads):
         """
         compiling = torch.compiler.is_compiling()
         together, terms = Together(), {}
+        parts = getattr(teacher_features, "parts", {})
         on: list[tuple[str, Pair, Tensor | None, Tensor | None]] = []
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
             if not self.weights[name]:
                 continue
-            mask, finite = masks.get(name), None
-            student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-            student, teacher = pair.prepare(student, teacher)
+            student, mask, finite = student_features[pair.student], masks.get(name), None
+            select: Any = getattr(loss, "select", None)
+            if (part := parts.get(pair.teacher)) is not None:
+                student, teacher, mask, whole = part.beside(pair, student, mask)
+                select = partial(select, whole=whole)
+            else:
+                student, teacher = pair.prepare(student, teacher_features[pair.teacher])
             if not compiling and self._places.get(name) != student.device:
                 self._move(name, loss, student.device)
             if compiling or not teacher.is_cpu:
                 finite = is_finite(teacher, mask)
                 self._finite.note(name, finite)
             on.append((name, pair, mask, finite))
-            if _joins(loss):
-                selected = pair.call(loss.select, student, teacher, mask)
+            if joins(loss):
+                selected = pair.call(select, student, teacher, mask)
                 together.add(name, loss, selected, finite=finite, named=pair.named)
             else:
                 known = teacher if finite is None else torch.where(finite, teacher, 0)
@@ -136,8 +150,12 @@ class PairTerms(TrainedHeads):
             if finite is not None:
                 terms[name] = torch.where(finite, terms[name], 0)
             elif not math.isfinite(terms[name].item()):
-                student, teacher = student_features[pair.student], teacher_features[pair.teacher]
-                self._finite.refuse(name, pair.prepare(student, teacher)[1], mask)
+                if (part := parts.get(pair.teacher)) is not None:
+                    teacher = part.feature
+                else:
+                    student = student_features[pair.student]
+                    teacher = pair.prepare(student, teacher_features[pair.teacher])[1]
+                self._finite.refuse(name, teacher, mask)
         return terms
 
     def idle(self) -> Tensor:
@@ -171,6 +189,28 @@ class PairTerms(TrainedHeads):
             raise KeyError(f"Distiller: expected one of {list(self.pairs)}; got {name!r}.")
         self.weights[name] = check_weight(weight, str(self.pairs[name]))
 
+    def thin(
+        self,
+        teacher_features: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Drops of the teacher's maps what no loss will take, so that it does not wait.
+
+        Args:
+            teacher_features: what ``teacher_features()`` returned; for this object's next call, and
+                good for nothing else then.
+            args: positional inputs of the student.
+            kwargs: keyword inputs of the student.
+        """
+        if self._thinning is not None and type(teacher_features) is Features:
+            self._thinning.thin(teacher_features, Given(args, kwargs).tensors, self.in_use())
+
+    def in_use(self) -> list[tuple[Pair, nn.Module]]:
+        """Returns the pairs that have a weight, with their losses."""
+        pairs = zip(self.pairs.items(), self.losses.values(), strict=True)
+        return [(pair, loss) for (name, pair), loss in pairs if self.weights[name]]
+
     def vid_losses(self) -> dict[str, VIDLoss]:
         """Returns the losses that have a q(t|s) to look into, by pair."""
         losses = {name: self.losses[module_key(name)] for name in self.pairs}
@@ -202,46 +242,3 @@ class PairTerms(TrainedHeads):
         """
         seen = any(loss.stats() for loss in self.vid_losses().values())
         return by_metric(self.diagnostics()) if seen else {}
-
-
-def _joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
-    """Whether a loss is a VIDLoss that nobody has made into something else."""
-    if type(loss) is not VIDLoss or loss.reduction == "none":  # no scalar, as its call is to say
-        return False
-    hooks = loss._forward_hooks or loss._forward_pre_hooks
-    hooks = hooks or loss._backward_hooks or loss._backward_pre_hooks
-    # Engines wrap a module by a forward of its own.
-    return not hooks and "forward" not in loss.__dict__ and loss._compiled_call_impl is None
-
-
-def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
-    """Returns the pairs by their labels.
-
-    Raises:
-        TypeError: if they are neither a dict of layers nor pairs.
-        ValueError: if there is none, or two have one name.
-    """
-    if isinstance(pairs, Mapping):
-        pairs = [Pair(student, teacher) for student, teacher in pairs.items()]
-    given = pairs
-    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
-    if isinstance(given, Pair) or not all(isinstance(pair, Pair) for pair in pairs):
-        raise TypeError(
-            "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {given!r}."
-        )
-    if not pairs:
-        raise ValueError("Distiller, pairs: expected at least one pair; got none.")
-    by_name: dict[str, Pair] = {}
-    for pair in pairs:
-        if module_key(pair.label) in map(module_key, by_name):
-            raise ValueError(
-                f"{pair}: expected a name of its own; got {pair.label!r} twice. Set name=."
-            )
-        by_name[pair.label] = pair
-    return by_name
-
-
-def module_key(name: str) -> str:
-    """A pair's name as a module's, which must have no dot."""
-    return name.replace(".", "/")

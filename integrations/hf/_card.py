@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from vid_loss.distiller import Distiller
 from vid_loss.losses.stats import METRICS
-from vid_loss.terms import module_key
+from vid_loss.names import module_key
 
 if TYPE_CHECKING:
     _Base = Trainer

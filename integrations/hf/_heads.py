@@ -174,6 +174,7 @@ class Transfer:
                 # The student's forward has Accelerate's autocast; the teacher's has none.
                 with heads.autocast():
                     features = heads.distiller.teacher_features(**given)
+                    heads.distiller.thin(features, (), given)
                 self._teacher_saw.append((batch, features))
         inputs = {"batch": batch, "attention_mask": mask}
         heads.prepared = Prepared(features, inputs, later=bool(self.losses))

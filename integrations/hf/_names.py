@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from vid_loss.names import pairs_by_name
 from vid_loss.pairs import Pair
 from vid_loss.taps import unwrap
-from vid_loss.terms import pairs_by_name
 
 _NAME = re.compile(r"[^:\[]*")  # of a module, at the start of a layer's spec
 

@@ -1,5 +1,7 @@
 """A whole step against the student's own step and the teacher's forward."""
 
+from functools import partial
+
 import pytest
 import torch
 from _tasks import NETWORKS, TOKENS, Task, pairs
@@ -32,6 +34,37 @@ def bench_three_lines_over_floor(compare, network, which):
     compare(task.three_lines, task.floor, rounds=ROUNDS[network])
 
 
+@pytest.mark.parametrize("which", ["all-stages", "quarter"])
+@pytest.mark.parametrize("network", [*NETWORKS, *TOKENS])
+def bench_step_in_bfloat16_over_its_floor(compare, network, which):
+    task = Task(network, pairs(network, which))
+    precision = partial(torch.autocast, task.images.device.type, dtype=torch.bfloat16)
+    step, floor = (precision()(run) for run in (task.step, task.floor))
+    compare(step, floor, rounds=ROUNDS[network])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts kernels of a GPU")
+@pytest.mark.parametrize("which", ["mi-l", "last-stage", "all-stages", "quarter"])
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_launches_over_the_floor_s(count, network, which):
+    """Heads and their backward and optimizer included, per pair."""
+    task = Task(network, pairs(network, which))
+    step, floor = _launches(task.step), _launches(task.floor)
+    added = (step - floor) / len(task.distiller.pairs)
+    count(floor=floor, step=step, per_pair=added)
+
+
+def _launches(run, steps: int = 3) -> int:
+    for _ in range(3):
+        run()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        for _ in range(steps):
+            run()
+    launches = [x.count for x in profile.key_averages() if x.key.startswith("cudaLaunchKernel")]
+    return sum(launches) // steps
+
+
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("network", NETWORKS)
 def bench_peak_memory_over_floor(count, network, which):
@@ -48,6 +81,10 @@ def bench_peak_memory_over_floor(count, network, which):
 
 
 def _peak(run, *held) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated()
     tracker = MemTracker()
     tracker.track_external(*held)
     with tracker:

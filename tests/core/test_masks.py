@@ -119,7 +119,10 @@ def test_a_signal_has_a_mask_of_its_samples_at_its_own_length():
     assert terms(Frames, [Pair("conv", "conv", channel_dim=1)], batch)["conv->conv"] != found
 
 
-def test_a_model_that_pads_for_itself_is_told_of_by_its_first_shorter_batch():
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_model_that_pads_for_itself_is_told_of_by_its_first_shorter_batch(device, request):
+    if device == "gpu":
+        request.getfixturevalue("as_on_a_gpu")
     student, distiller = build(Padded, {"layer": "layer"}, **batch_of(Padded))
     batch = batch_of(Padded, 6)
     student(**batch)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vid_loss import FitNetLoss, VIDLoss
-from vid_loss.losses._positions import some_positions
+from vid_loss.losses.positions import some_positions
 
 
 def taken(kind, size, share):

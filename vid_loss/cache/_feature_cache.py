@@ -138,7 +138,7 @@ class FeatureCache:
             shards.add([samples[row] for row in new], rows, max_bytes=self.max_bytes)
         if not old:
             return fresh
-        order = torch.tensor([*old, *new]).argsort()
+        order = torch.tensor([*old, *new], device="cpu").argsort()
         return {
             layer: torch.cat([found[layer].to(x.device), x])[order.to(x.device)]
             for layer, x in fresh.items()

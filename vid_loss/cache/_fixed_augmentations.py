@@ -60,7 +60,7 @@ class FixedAugmentations(Dataset[Any]):
         Raises:
             IndexError: if there is no such sample.
         """
-        return self.view(index, int(torch.randint(self.views, ())))
+        return self.view(index, int(torch.randint(self.views, (), device="cpu")))
 
     def view(self, index: int, view: int) -> Any:
         """Returns one view of a sample, as ``samples[index]`` does.

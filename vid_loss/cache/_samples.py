@@ -98,7 +98,7 @@ class Batch:
                 for key, value in chosen.items()
             ]
             digests.append(int.from_bytes(_digest(b"".join(parts))[:8], "little", signed=True))
-        return torch.tensor(digests)
+        return torch.tensor(digests, device="cpu")
 
 
 def batch_of(
@@ -127,7 +127,8 @@ def batch_of(
 
 def _checked(sample_index: Index) -> list[int]:
     try:
-        index = torch.as_tensor([] if sample_index is None else sample_index)
+        given = [] if sample_index is None else sample_index
+        index = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
         got = f"shape {tuple(index.shape)} of {index.dtype}"
     except (TypeError, ValueError, RuntimeError):
         index, got = torch.zeros(()), repr(sample_index)

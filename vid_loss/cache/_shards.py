@@ -102,7 +102,8 @@ class Shards:
     def read(self, name: str, places: Sequence[Place], *, pinned: bool = False) -> Tensor:
         """Returns one tensor's rows, ``(len(places), ...)``, on the CPU."""
         rows = [self._shards[place.shard].tensors[name][place.row] for place in places]
-        batch = torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=pinned)
+        shape = (len(rows), *rows[0].shape)
+        batch = torch.empty(shape, dtype=rows[0].dtype, device="cpu", pin_memory=pinned)
         return torch.stack(rows, out=batch)
 
     def sample_at(self, place: Place) -> int:
@@ -124,7 +125,7 @@ class Shards:
             return
         # Clones: safetensors refuses tensors that share memory.
         rows = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
-        rows[_INDEX] = torch.tensor(samples)
+        rows[_INDEX] = torch.tensor(samples, device="cpu")
         self._pending.append(len(self._shards))
         self._append(_Shard(rows))
         self._pending_bytes += size
@@ -145,7 +146,7 @@ class Shards:
         parts = [self._shards[number].tensors for number in self._pending]
         merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         sums = [_checksum(merged, row) for row in range(len(merged[_INDEX]))]
-        merged[_CHECKSUM] = torch.tensor(sums)
+        merged[_CHECKSUM] = torch.tensor(sums, device="cpu")
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

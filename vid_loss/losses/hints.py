@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from vid_loss.guards import no_autocast
 
 from ._base import FeatureLoss, for_head, mean_of_valid, without_padding
-from ._positions import checked_positions, some_positions
 from .layouts import Kind, as_tokens, channels_of, compute_dtype, valid_positions
+from .positions import checked_positions, some_positions
 
 
 class FitNetLoss(FeatureLoss):

@@ -1,19 +1,19 @@
 """The VID loss of one pair of layers."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ._base import FeatureLoss, for_head
 from ._group import Selected
-from ._positions import checked_positions, some_positions
 from ._scale import TeacherScale, standardized_away
 from ._variance import RunningVariance, TrainedVariance
 from .gaussian import Reduction
 from .heads import MapHead, Norm, TokenHead, mean_head, own_head
 from .layouts import as_tokens, channels_of, compute_dtype, valid_positions
+from .positions import Whole, checked_positions, some_positions
 from .stats import PairStats
 from .together import Together
 
@@ -150,7 +150,11 @@ class VIDLoss(FeatureLoss):
         return together.nll()[""]
 
     def select(
-        self, student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+        self,
+        student_feature: Tensor,
+        teacher_feature: Tensor,
+        mask: Tensor | None = None,
+        whole: Whole | None = None,
     ) -> Selected:
         """Returns what the loss takes of the features: the first part of :meth:`forward`.
 
@@ -158,21 +162,24 @@ class VIDLoss(FeatureLoss):
             student_feature: as in :meth:`forward`.
             teacher_feature: as in :meth:`forward`.
             mask: as in :meth:`forward`.
+            whole: what these are a chosen part of, which is taken as it is; None if they are all.
 
         Raises:
             TypeError, ValueError: as :meth:`forward`.
         """
         valid = None if mask is None else valid_positions(mask, student_feature, teacher_feature)
         student_feature, teacher_feature = self.matched(student_feature, teacher_feature, mask)
-        elements = teacher_feature.numel()
-        if self.training:
-            positions = elements / max(len(teacher_feature) * len(self.scale.mean), 1)
+        rows = max(len(teacher_feature) * len(self.scale.mean), 1)
+        positions = teacher_feature.numel() / rows if whole is None else whole.positions
+        if self.training and whole is not None:
+            self._positions = whole.counted
+        elif self.training:
             self._positions = positions if valid is None else valid.sum() / max(len(valid), 1)
             if self.positions < 1:
                 student_feature, teacher_feature, valid = some_positions(
                     student_feature, teacher_feature, valid, self.positions
                 )
-        left_out = elements / max(teacher_feature.numel(), 1)
+        left_out = positions * rows / max(teacher_feature.numel(), 1)
         student_feature = for_head(student_feature, self.head, valid)
         head_mask = valid if self._head_takes_mask else None
         if valid is not None and teacher_feature.ndim == 4:
@@ -227,3 +234,13 @@ class VIDLoss(FeatureLoss):
             self._positions,
             floor / unit,
         )
+
+
+def joins(loss: nn.Module) -> TypeGuard[VIDLoss]:
+    """Whether a loss is a VIDLoss that nobody has made into something else."""
+    if type(loss) is not VIDLoss or loss.reduction == "none":  # no scalar, as its call is to say
+        return False
+    hooks = loss._forward_hooks or loss._forward_pre_hooks
+    hooks = hooks or loss._backward_hooks or loss._backward_pre_hooks
+    # Engines wrap a module by a forward of its own.
+    return not hooks and "forward" not in loss.__dict__ and loss._compiled_call_impl is None

@@ -1,0 +1,201 @@
+"""Parts of the teacher's maps are drawn before the student runs: the loss is the same."""
+
+import copy
+import gc
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from _models import cnn_pair, images
+from torch import nn
+
+from vid_loss import DistillationModel, Distiller, FitNetLoss, Pair, VIDLoss
+from vid_loss._thinning import Thinning
+
+QUARTER = partial(VIDLoss, positions=0.25)
+
+
+def pairs(loss=QUARTER, **options):
+    return [Pair(layer, layer, loss=loss, **options) for layer in ("stage1", "stage2")]
+
+
+def make(chosen, **options):
+    student, teacher = cnn_pair()
+    distiller = Distiller(student, teacher, chosen, example=images(), **options)
+    return DistillationModel(student, distiller)
+
+
+def steps(model, batches, **call):
+    """What each step came to, and the gradients; the draws are those of one seed."""
+    torch.manual_seed(2)
+    values = []
+    for batch in batches:
+        values.append(model(batch, **call)[1])
+        values[-1].backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return torch.stack(values), gradients, model.distiller.diagnostics()
+
+
+def both(monkeypatch, chosen, batches, **call):
+    """The same with thinning and without."""
+    thinned = steps(make(chosen), batches, **call)
+    monkeypatch.setattr(Thinning, "thin", lambda *_: None)
+    return thinned, steps(make(chosen), batches, **call)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Counts the parts that are drawn before the student's forward."""
+    count = []
+    thin = Thinning.thin
+
+    def counted(self, features, *rest):
+        thin(self, features, *rest)
+        count.append(sorted(features.parts))
+
+    monkeypatch.setattr(Thinning, "thin", counted)
+    return count
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.11, 0.03])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
+def test_the_loss_is_that_of_maps_thinned_later(monkeypatch, share, reduction):
+    chosen = pairs(partial(VIDLoss, positions=share, reduction=reduction))
+    found, expected = both(monkeypatch, chosen, [images()] * 4)
+    torch.testing.assert_close(found[:2], expected[:2])
+    assert found[2] == expected[2]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 10)])
+def test_so_it_is_of_maps_with_masks(monkeypatch, size):
+    batch = torch.randn(4, 1, *size)
+    mask = torch.zeros(4, *size)
+    mask[:2], mask[2, 2:] = 1, 1
+    found, expected = both(monkeypatch, pairs(), [batch] * 4, token_mask=mask)
+    torch.testing.assert_close(found[:2], expected[:2])
+    assert found[2] == expected[2]
+
+
+def test_the_first_step_of_inputs_of_a_size_learns_and_later_ones_drop(drawn):
+    model = make(pairs())
+    wide = torch.randn(8, 1, 8, 12)
+    for batch in (images(), images(), wide, images()[:3], wide):
+        model(batch)
+    both = ["stage1", "stage2"]
+    assert drawn == [[], both, [], both, both]
+
+
+def test_whole_maps_are_gone_when_the_student_runs():
+    model = make(pairs())
+    held = []
+    teacher = model.distiller._teacher.tap.model
+    teacher.stage2.register_forward_hook(lambda *x: held.append(weakref.ref(x[-1])))
+    alive = []
+    model.student.register_forward_pre_hook(lambda *_: alive.append(held[-1]() is not None))
+    for _ in range(2):
+        model(images())
+        gc.collect()
+    assert alive == [True, False]
+
+
+class Strided(nn.Module):
+    """Its map is larger than the teacher's where a side is odd."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stage1 = nn.Conv2d(1, width, 3, 2, padding=1)
+
+    def forward(self, x):
+        return self.stage1(x)
+
+
+class Floored(Strided):
+    def __init__(self, width):
+        super().__init__(width)
+        self.stage1 = nn.Conv2d(1, width, 2, 2)
+
+
+def test_maps_that_differ_for_some_inputs_are_pooled_there():
+    student, teacher = Strided(3), Floored(5)
+    example = torch.randn(2, 1, 8, 8)
+    distiller = Distiller(
+        student, teacher, [Pair("stage1", "stage1", loss=QUARTER)], example=example
+    )
+    model = DistillationModel(student, distiller)
+    for side in (8, 8, 9, 9, 8):
+        assert model(torch.randn(2, 1, side, side))[1].isfinite()
+    assert distiller._thinning._alike == {("stage1", (torch.Size([1, 8, 8]),), torch.Size([4, 4]))}
+
+
+def test_a_student_that_changes_its_size_is_told_of():
+    model = make(pairs())
+    model(images())
+    model.student.stage1[0].stride = (2, 2)
+    message = r"Pair 'stage1' -> 'stage1': expected a student's map of the teacher's size \(8, 8\)"
+    with pytest.raises(ValueError, match=message):
+        model(images())
+
+
+OTHERS = {
+    "another loss": Pair("stage1", "stage1", loss=FitNetLoss),
+    "all positions": Pair("stage1", "stage1", name="all"),
+    "another share": Pair("stage1", "stage1", loss=partial(VIDLoss, positions=0.5), name="a half"),
+    "a transform": Pair(
+        "stage1", "stage1", loss=QUARTER, teacher_transform=torch.tanh, name="transform"
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_layer_that_another_loss_needs_otherwise_is_whole(other, drawn):
+    model = make([*pairs(), other])
+    for _ in range(2):
+        model(images())
+    assert drawn[-1] == ["stage2"]
+    model.distiller.set_weight(other.label, 0.0)
+    model(images())
+    model(images())
+    assert drawn[-1] == ["stage1", "stage2"]
+
+
+@pytest.mark.parametrize("make_hook", [lambda loss: loss.register_forward_hook(lambda *_: None)])
+def test_a_loss_that_somebody_looks_into_gets_whole_maps(make_hook, drawn):
+    model = make(pairs())
+    for loss in model.distiller.losses.values():
+        make_hook(loss)
+    for _ in range(2):
+        model(images())
+    assert drawn[-1] == []
+
+
+def test_features_that_a_user_asks_for_are_whole():
+    model = make(pairs())
+    for _ in range(2):
+        model(images())
+    features = model.distiller.teacher_features(images())
+    assert features["stage1"].shape[2:] == (8, 8)
+    model.student(images())
+    assert model.distiller(teacher_features=features).isfinite()
+
+
+def test_parts_that_an_engine_has_lost_are_no_whole_maps():
+    model = make(pairs())
+    model(images())
+    features = model.distiller.teacher_features(images())
+    model.distiller.thin(features, (images(),), {})
+    moved = type(features)({name: x.clone() for name, x in features.items()})
+    model.student(images())
+    with pytest.raises(ValueError, match="stage1"):
+        model.distiller(teacher_features=moved)
+
+
+def test_a_copy_goes_on_by_itself():
+    model = make(pairs())
+    model(images())
+    twin = copy.deepcopy(model)
+    torch.manual_seed(3)
+    found = model(images())[1]
+    torch.manual_seed(3)
+    assert torch.equal(twin(images())[1], found)
+    assert twin.distiller._thinning is not model.distiller._thinning

@@ -1,0 +1,67 @@
+"""The part of the teacher's maps that a step takes, while the student has yet to run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Size, Tensor, nn
+
+from ._features import Features, Part
+from .losses.positions import Lattice
+from .losses.vid import joins
+from .pairs import Pair
+
+# Pairs that have a weight, and the loss of each.
+InUse = Sequence[tuple[Pair, nn.Module]]
+
+
+class Thinning:
+    """Drops what no loss takes of the teacher's maps, before they wait for the student's.
+
+    A VIDLoss with ``positions=`` takes a lattice of two maps of one size. Whether they are of one
+    size is known of inputs like those of an earlier step.
+    """
+
+    def __init__(self) -> None:
+        # Layers of the teacher, with the inputs' shapes and the size of the layer's map.
+        self._alike: set[tuple[str, tuple[Size, ...] | None, Size]] = set()
+
+    def thin(self, features: Features, inputs: Sequence[Tensor], pairs: InUse) -> None:
+        """Puts parts in the place of maps.
+
+        Args:
+            features: of the teacher, all of each map.
+            inputs: of the step.
+            pairs: that take the features.
+        """
+        features.inputs = tuple(x.shape[1:] for x in inputs)
+        features.parts = parts = {}
+        for layer, share in _shares(pairs).items():
+            if (layer, features.inputs, features[layer].shape[2:]) in self._alike:
+                feature = features.pop(layer)
+                lattice = Lattice.drawn(feature, share)
+                parts[layer] = Part(lattice, lattice.of(feature).contiguous())
+
+    def learn(self, students: Mapping[str, Tensor], features: Features, pairs: InUse) -> None:
+        """Notes of which of the teacher's whole maps the students' have the size."""
+        if features.inputs is None:
+            return
+        for layer in _shares(pairs).keys() & features.keys():
+            size = features[layer].shape[2:]
+            sizes = {students[pair.student].shape[2:] for pair, _ in pairs if pair.teacher == layer}
+            if features[layer].ndim == 4 and sizes == {size}:
+                self._alike.add((layer, features.inputs, size))
+
+
+def takes_parts(losses: Iterable[nn.Module]) -> bool:
+    """Whether any loss takes a share of a map's positions."""
+    return any(getattr(loss, "positions", 1.0) < 1 for loss in losses)
+
+
+def _shares(pairs: InUse) -> dict[str, float]:
+    """Returns the teacher's layers of which all losses take the same part, and how large it is."""
+    shares: dict[str, set[float]] = {}
+    for pair, loss in pairs:
+        share, changed = 1.0, (pair.channel_dim, pair.student_transform, pair.teacher_transform)
+        if joins(loss) and loss.training and changed == (None, None, None):
+            share = loss.positions
+        shares.setdefault(pair.teacher, set()).add(share)
+    return {layer: min(x) for layer, x in shares.items() if len(x) == 1 and min(x) < 1}
