@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from paper.tables import report, runner
 from paper.tables.cells import Cell, Run
+from paper.tables.origin import origin
 from paper.tables.plans import plan_of
 from vid_loss.integrations.accelerate import Progress
 
@@ -152,6 +153,16 @@ def test_a_table_of_another_revision_says_so(monkeypatch, tmp_path, capsys):
     lines.write_text(lines.read_text().replace(revision, "before"))
     run(monkeypatch, tmp_path, "--table", "1a", "--dataset", "digits")
     assert "8 of 8 runs are of revision before" in capsys.readouterr().err
+
+
+def test_a_copy_without_history_may_be_told_its_revision(monkeypatch, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("VID_LOSS_REVISION", "told")
+    assert origin(accelerator)["revision"] != "told"  # a clone knows better
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert origin(accelerator)["revision"] == "told"
+    monkeypatch.delenv("VID_LOSS_REVISION")
+    assert origin(accelerator)["revision"] == "unknown"
 
 
 def test_what_is_finetuned_may_be_another_model_with_a_learning_rate_of_its_own(

@@ -1,6 +1,7 @@
 """Origin of a run: the code, the data and the machine that it was made with."""
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,12 +52,15 @@ def _device(accelerator: Accelerator) -> str:
 
 
 def _revision() -> str:
-    """Returns the git revision of this file's clone, marked if it has changes."""
+    """Returns the git revision of this file's clone, marked if it has changes.
+
+    A copy of a clone without its history has none: there ``VID_LOSS_REVISION`` says it.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("VID_LOSS_REVISION", "unknown")
     return done.stdout.strip()
