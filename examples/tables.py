@@ -30,6 +30,7 @@ from paper.tables.workers import FinishedRuns, MixedRunsError, left, work
 from tqdm.auto import tqdm
 
 TABLES = ("1a", "1b", "2a", "2b", "2c", "2d")
+_PRESETS = "small: for two CPU cores; gpu: 2a and 2b on clip art, for one GPU"
 
 
 def main() -> None:
@@ -96,6 +97,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         methods=tuple(arguments.methods or plan.methods),
         regimes=tuple(arguments.regimes or plan.regimes),
     )
+    if arguments.student is not None:
+        plan = replace(plan, student=arguments.student)
     if arguments.images_per_class is not None:
         plan = replace(plan, images_per_class=arguments.images_per_class)
     if arguments.seeds is not None:
@@ -112,7 +115,8 @@ def _parse() -> argparse.Namespace:
     add("--dataset", help="another than the paper's")
     add("--data", type=Path, default=Path("data"), help="folder of the data set (%(default)s)")
     add("--download", action="store_true", help="fetch small images that are missing")
-    add("--preset", choices=("paper", "small"), default="paper", help="small: for two CPU cores")
+    add("--preset", choices=("paper", "small", "gpu"), default="paper", help=_PRESETS)
+    add("--student", help="another than the table's; in a folder (--output) of its own")
     add("--epochs", type=int, help="in place of the recipe's, and the teacher's; schedules scale")
     add("--steps-per-epoch", type=int, help="in place of the recipe's, and the teacher's")
     add("--methods", nargs="+", help="some of the rows")

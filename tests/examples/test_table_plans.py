@@ -7,6 +7,7 @@ pytest.importorskip("accelerate", reason="needs the examples extra")
 pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("timm", reason="needs the examples extra")
 
+from paper.datasets.small_images import FORMATS
 from paper.methods import TABLE_1, TABLE_2
 from paper.models import build_model
 from paper.tables.cells import cells_of, models_of
@@ -68,7 +69,12 @@ def test_no_two_runs_have_one_name():
 
 @pytest.mark.parametrize(
     ("name", "table", "preset"),
-    [("digits", "2a", "paper"), ("mit67", "1a", "paper"), ("cub200", "2c", "small")],
+    [
+        ("digits", "2a", "paper"),
+        ("mit67", "1a", "paper"),
+        ("cub200", "2c", "small"),
+        ("digits", "2a", "gpu"),
+    ],
 )
 def test_a_data_set_that_a_table_cannot_be_made_of_is_refused(name, table, preset):
     with pytest.raises(ValueError, match=rf"--dataset: expected one of .* table {table}.*{name}"):
@@ -90,6 +96,27 @@ def test_the_stages_of_clip_arts_two_models_have_one_size():
     small = shapes(build_model(plan.student, 21), students, 64)
     large = shapes(build_model(plan.teacher, 1000), teachers, 64)
     assert small == large == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize(("table", "student"), [("2a", "resnet18"), ("2b", "vgg9")])
+def test_one_gpu_has_the_papers_students_and_larger_pictures(table, student):
+    plan = plan_of(table, "gpu")
+    assert (plan.student, plan.methods) == (student, TABLE_2)
+    assert FORMATS[plan.dataset].size == 128
+    assert len({plan.student, plan.teacher, plan.finetuned}) == 3
+    assert plan.recipe.get("layers") is None  # those of a small student are not theirs
+    assert cells_of(plan)[0].n == 5
+
+
+def test_one_gpu_has_no_plan_for_the_other_tables():
+    with pytest.raises(ValueError, match=r"--table: expected one of 2a, 2b .*got '1a'"):
+        plan_of("1a", "gpu")
+
+
+def test_the_small_form_takes_clip_art_of_every_size():
+    plans = [plan_of("2a", "small", name) for name in ("openclipart", "openclipart-96")]
+    assert [plan.dataset for plan in plans] == ["openclipart", "openclipart-96"]
+    assert plans[0].recipe == plans[1].recipe
 
 
 def shapes(model: torch.nn.Module, layers: tuple[str, ...], size: int) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from _table_work import (
     ANOTHER,
     BEST,
     FIRST,
-    MADE_WITH,
+    MADE,
     SEARCHES,
     TESTS,
     Log,
@@ -166,8 +166,7 @@ def test_a_worker_that_is_killed_while_it_writes_leaves_the_file_whole(tmp_path,
 def test_records_that_workers_add_at_once_are_all_there(tmp_path):
     def add(worker: int) -> None:
         for index in range(20):
-            run = {"run": f"{worker}-{index}", "student": "small", "pretrained": False}
-            finished_in(tmp_path).append({**run, **MADE_WITH[None]})
+            finished_in(tmp_path).append({"run": f"{worker}-{index}", **MADE})
 
     threads = [threading.Thread(target=add, args=[worker]) for worker in range(3)]
     for thread in threads:
@@ -186,7 +185,7 @@ def test_records_that_workers_add_at_once_are_all_there(tmp_path):
     ],
 )
 def test_runs_made_with_something_else_are_named_and_not_mixed(tmp_path, changed, message):
-    record = {"run": "one", "student": "small", "pretrained": False, **MADE_WITH[None], **changed}
+    record = {"run": "one", **MADE, **changed}
     finished = finished_in(tmp_path)
     with pytest.raises(MixedRunsError, match=message):
         finished.append(record)
@@ -199,9 +198,9 @@ def test_runs_made_with_something_else_are_named_and_not_mixed(tmp_path, changed
 
 
 def test_runs_of_another_revision_are_named(tmp_path):
-    finished, made = finished_in(tmp_path), {"student": "small", "pretrained": False}
+    finished = finished_in(tmp_path)
     for revision in ("new", "old", "older"):
-        finished.append({"run": revision, "revision": revision, **made, **MADE_WITH[None]})
+        finished.append({"run": revision, "revision": revision, **MADE})
     said = finished.others("revision", "new")
     assert "table.jsonl: 2 of 3 runs are of revision old, older; the next ones are of new" in said
     assert finished_in(tmp_path / "empty").others("revision", "new") == ""

@@ -138,6 +138,13 @@ def test_runs_of_other_data_or_another_recipe_are_not_mixed(monkeypatch, tmp_pat
     assert lines.read_text() == written
 
 
+def test_runs_of_another_student_are_not_mixed(monkeypatch, tmp_path):
+    table = ("--table", "1a", "--dataset", "digits")
+    run(monkeypatch, tmp_path, *table)
+    with pytest.raises(SystemExit, match="with student wrn-16-1-s2; got one with wrn-10-1-s2"):
+        run(monkeypatch, tmp_path, *table, "--student", "wrn-16-1-s2")
+
+
 def test_unlabeled_images_of_another_number_are_not_mixed(monkeypatch, tmp_path):
     table = ("--table", "1b", "--dataset", "digits", "--images-per-class")
     run(monkeypatch, tmp_path, *table, "20")
@@ -182,6 +189,7 @@ def test_what_is_finetuned_may_be_another_model_with_a_learning_rate_of_its_own(
         record = maker.execute(Run(Cell(plan, method, 4), "search", 0, {"lr": 0.01}))
         assert (record["lr"], record["choice"]) == (0.1, {"lr": 0.01})
     assert [(x.student, x.lr) for x in seen] == [("wrn-10-2", 0.01), (plan.student, 0.01)]
-    common = maker.made_with(plan)[None]  # the cells' students are no longer one
-    assert "student" not in common
-    assert common["lr"] == 0.1
+    common = maker.made_with(plan)
+    students = [common[kind]["student"] for kind in ("cell", "finetuned")]
+    assert students == [plan.student, "wrn-10-2"]
+    assert common["cell"]["lr"] == 0.1

@@ -48,6 +48,21 @@ _IDX = (
     "t10k-labels-idx1-ubyte.gz"
 )
 _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-"
+
+
+def _clip_art(size: int) -> Format:
+    return Format(
+        size,
+        21,
+        800,
+        True,
+        archive="Debian's package openclipart-png",
+        padding=size // 8,
+        background=255,
+        statistics=(IMAGENET_MEAN, IMAGENET_STD),  # a teacher's that has ImageNet's weights
+    )
+
+
 FORMATS = {
     "cifar10": Format(
         32, 10, 50_000, True, torchvision.datasets.CIFAR10, f"{_CIFAR}10-python.tar.gz, unpacked"
@@ -73,16 +88,9 @@ FORMATS = {
         f"{_IDX} of https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
     "digits": Format(28, 10, 898, False),
-    "openclipart": Format(
-        64,
-        21,
-        800,
-        True,
-        archive="Debian's package openclipart-png",
-        padding=8,
-        background=255,
-        statistics=(IMAGENET_MEAN, IMAGENET_STD),  # a teacher's that has ImageNet's weights
-    ),
+    "openclipart": _clip_art(64),
+    "openclipart-96": _clip_art(96),
+    "openclipart-128": _clip_art(128),
 }
 
 
@@ -131,7 +139,7 @@ def read_small_images(
             form.source(folder, train=train, download=True)
     if name == "digits":
         parts = _digits(form.size)
-    elif name == "openclipart":
+    elif name.startswith("openclipart"):
         parts = tuple(Images(*part) for part in read_clip_art(folder, work, form.size))
     elif name.startswith("cifar"):
         parts = tuple(_cifar(name, folder, train) for train in (True, False))

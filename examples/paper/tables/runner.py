@@ -26,6 +26,7 @@ from vid_loss.durable import write_whole
 from .cells import Cell, Record, Run, models_of
 from .origin import data_digest, origin
 from .plans import Plan
+from .workers import kind_of
 
 READERS = {"cub200": read_cub, "mit67": read_mit67}
 
@@ -50,17 +51,18 @@ class Runner:
         self._read = cache(self._read_data)  # once for all runs
         self._digest = cache(lambda name: data_digest(self._read(name)))
 
-    def made_with(self, plan: Plan) -> dict[str | None, Record]:
+    def made_with(self, plan: Plan) -> dict[str, Record]:
         """Returns what a table's runs have in common, as :class:`FinishedRuns` asks for it."""
         common = {}
-        for cell in (*models_of(plan), Cell(plan, "student", plan.regimes[0])):
+        methods = ["student"] + ["finetuned"] * ("finetuned" in plan.methods)
+        cells = [Cell(plan, method, plan.regimes[0]) for method in methods]
+        for cell in (*models_of(plan), *cells):
             record = self._before(cell, self.settings(Run(cell, "test", 0, {})))
-            fields = ["teacher", "teacher_dataset", "data"]
-            fields += ["student"] * (plan.finetuned is None)  # a cell has another one otherwise
+            fields = ["teacher", "teacher_dataset", "data", "student"]
             fields += ["epochs", "steps_per_epoch", "batch_size", "lr", "held_out_images"]
             if plan.table == "1b" and cell.pretrained is None:
                 fields.append("images_per_class")
-            common[cell.pretrained] = {field: record[field] for field in fields}
+            common[kind_of(record)] = {field: record[field] for field in fields}
         return common
 
     def execute(self, run: Run) -> dict[str, Any]:
@@ -200,9 +202,11 @@ def check_data_set(name: str, table: str, preset: str) -> None:
     """Raises ValueError if a table cannot be made of a data set of this name.
 
     Table 1 and the small preset train teachers of their own on small images; the paper's Table 2
-    has a teacher of ImageNet, for images in files.
+    has a teacher of ImageNet, for images in files, and the preset for a GPU for coloured pictures.
     """
     known = [*READERS] if table.startswith("2") and preset == "paper" else [*FORMATS]
+    if preset == "gpu":
+        known = [name for name, form in FORMATS.items() if form.statistics is not None]
     if name not in known:
         raise ValueError(
             f"--dataset: expected one of {', '.join(known)} for table {table} with the preset "

@@ -29,11 +29,11 @@ class FinishedRuns:
 
     Args:
         path: of the file; of a table and a data set.
-        made_with: what runs in one file must have in common, by field, for the runs of cells
-            (None) and for each model that is trained beforehand (its name).
+        made_with: what runs in one file must have in common, by field, for each of
+            :func:`kind_of`.
     """
 
-    def __init__(self, path: Path, made_with: Mapping[str | None, Record]) -> None:
+    def __init__(self, path: Path, made_with: Mapping[str, Record]) -> None:
         self.path, self.made_with = path, made_with
         self._lock = path.with_name(f"{path.name}.lock")
 
@@ -73,13 +73,19 @@ class FinishedRuns:
         )
 
     def _check(self, record: Record) -> None:
-        own = self.made_with.get(record["student"] if record["pretrained"] else None, {})
-        for field, value in own.items():
+        for field, value in self.made_with.get(kind_of(record), {}).items():
             if record.get(field) != value:
                 raise MixedRunsError(
                     f"{self.path}: expected runs with {field} {value}; got one with "
                     f"{record.get(field)}. Choose another --output."
                 )
+
+
+def kind_of(record: Record) -> str:
+    """Returns which runs have a student in common: a model trained beforehand, or a cell's."""
+    if record["pretrained"]:
+        return str(record["student"])
+    return "finetuned" if record["method"] == "finetuned" else "cell"
 
 
 def work(
