@@ -21,6 +21,7 @@ class Settings:
     asked once for each.
     ``held_out_images`` is how many images of all classes together validate, those included that
     are not drawn; None means a fifth of what is drawn.
+    ``augmentation`` is that of small images.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Settings:
     channels_last: bool = False
     folder: Path | None = None
     cache: Path | None = None
+    augmentation: Literal["shifts", "cuts"] = "shifts"
 
 
 def small_image_settings(data: SmallImages, **given: Any) -> Settings:

@@ -1,39 +1,46 @@
 """Batches of small images, made on the device, and who gets which images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from paper.settings import Settings
 from paper.weights import published_statistics
 
+from .augmentation import AUGMENTATIONS, shifts
 from .loaders import Loaders, shuffled
 from .small_images import Format, Images, SmallImages
 from .splits import train_and_validation, with_undrawn, with_unlabeled
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Makes whole batches at once, on the device: crops and flips if asked to, then normalizes.
+    """Makes whole batches at once, on the device: augmented if asked to, then normalized.
 
     Grey images get three equal channels.
 
     Args:
         images: of which a batch is taken.
         data: the data set whose format and statistics apply: for transfer, the teacher's.
-        augmented: whether to crop and flip.
+        augmented: whether to augment.
         device: where batches are made.
+        augment: how, if so.
     """
 
     def __init__(
-        self, images: Images, data: SmallImages, *, augmented: bool, device: torch.device
+        self,
+        images: Images,
+        data: SmallImages,
+        *,
+        augmented: bool,
+        device: torch.device,
+        augment: Callable[[Tensor, Format], Tensor] = shifts,
     ) -> None:
         self.pixels, self.labels = images.pixels.to(device), images.labels.to(device)
         self.mean = data.mean.to(device).view(-1, 1, 1)
         self.std = data.std.to(device).view(-1, 1, 1)
-        self.augmented, self.format = augmented, data.format
+        self.augmented, self.augment, self.format = augmented, augment, data.format
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,25 +50,9 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices, device=self.labels.device)
         pixels = self.pixels[chosen]
         if self.augmented:
-            pixels = _cropped(_flipped(pixels) if self.format.flips else pixels, self.format)
+            pixels = self.augment(pixels, self.format)
         normalized = (pixels.float() - self.mean) / self.std
         return normalized.expand(-1, 3, -1, -1), self.labels[chosen]
-
-
-def _flipped(pixels: Tensor) -> Tensor:
-    mirrored = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
-    return torch.where(mirrored, pixels.flip(3), pixels)
-
-
-def _cropped(pixels: Tensor, form: Format) -> Tensor:
-    """Shifts each image by up to the padding, up or down and left or right."""
-    count, _, height, width = pixels.shape
-    padded = F.pad(pixels, [form.padding] * 4, value=form.background)
-    top, left = torch.randint(2 * form.padding + 1, (2, count, 1), device=pixels.device)
-    rows = (top + torch.arange(height, device=pixels.device))[:, :, None]
-    columns = (left + torch.arange(width, device=pixels.device))[:, None, :]
-    images = torch.arange(count, device=pixels.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
 
 
 def small_image_loaders(
@@ -95,7 +86,8 @@ def small_image_loaders(
     like = SmallImages(data.train, data.test, data.format, mean, std)
 
     def batches(images: Images, augmented: bool) -> Batches:
-        return Batches(images, like, augmented=augmented, device=device)
+        augment = AUGMENTATIONS[settings.augmentation]
+        return Batches(images, like, augmented=augmented, device=device, augment=augment)
 
     def part(indices: list[int], labels: Tensor) -> Images:
         return Images(data.train.pixels[indices], labels[indices])

@@ -21,7 +21,7 @@ def origin(accelerator: Accelerator) -> dict[str, str | dict[str, str]]:
     """Returns what every run of a worker has in its record."""
     packages = {package: version(package) for package in _PACKAGES}
     return {
-        "command": " ".join(["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", _program(), *sys.argv[1:]]),
         "revision": _revision(),
         "versions": {"python": sys.version.split()[0], **packages},
         "device": _device(accelerator),
@@ -43,6 +43,13 @@ def data_digest(data: SmallImages | Sequence[ImageList]) -> str:
             names = ["/".join(path.parts[-2:]) for path in part.paths]
             hashed.update(repr((names, part.labels)).encode())
     return hashed.hexdigest()[:16]
+
+
+def _program() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    if spec is not None and spec.name.startswith("paper."):
+        return f"-m {spec.name}"
+    return f"examples/{Path(sys.argv[0]).name}"
 
 
 def _device(accelerator: Accelerator) -> str:
