@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from time import perf_counter
 
 import pytest
@@ -67,7 +68,7 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
         threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         python=platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES if find_spec(name)},
     )
 
 
