@@ -146,7 +146,8 @@ def train(
             ):
                 means.add({"task": task, **(distiller.terms if distiller else {})})
                 bar.update()
-                if bar.n % _STEPS_BETWEEN_DISPLAYS == 0:
+                # A hidden bar's n stays where it is.
+                if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:
                     bar.set_postfix(means.last())
             schedule.step()
             validation = evaluate(accelerator, model, validation_batches).percent

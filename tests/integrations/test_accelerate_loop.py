@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from vid_loss.integrations.accelerate import evaluate, train
+from vid_loss.integrations.accelerate._means import LossMeans
 
 pytestmark = pytest.mark.usefixtures("fresh_state")
 
@@ -41,6 +42,17 @@ def test_a_student_alone_trains_without_a_distiller(accelerator, tmp_path):
     progress, student, _ = run(accelerator, tmp_path, transfer=False)
     assert set(progress.history[0]) == {"task", "validation"}
     assert not torch.equal(student[0].weight, net_parameters_at_start())
+
+
+@pytest.mark.parametrize(("shown", "expected"), [(True, 2), (False, 0)])
+def test_losses_are_read_every_ten_steps_and_not_for_a_hidden_bar(
+    accelerator, tmp_path, monkeypatch, shown, expected
+):
+    read = []
+    monkeypatch.setattr(LossMeans, "last", lambda means: read.append(means.count) or {})
+    data = loader(8 * 25, shuffle=True)
+    run(accelerator, tmp_path, train_loader=data, epochs=1, show_progress=shown)
+    assert len(read) == expected  # each makes the host wait for the device
 
 
 def test_unlabeled_batches_train_the_transfer_terms(accelerator, tmp_path):
