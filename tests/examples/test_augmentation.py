@@ -42,6 +42,11 @@ def test_a_cut_is_an_upright_part_of_the_image_of_the_promised_size_and_shape(mo
     torch.testing.assert_close(inside[:, 0], inside[:, 0, :1].expand_as(inside[:, 0]))  # not turned
 
 
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_what_is_augmented_has_the_memory_format_of_what_is_not(name):
+    assert AUGMENTATIONS[name](ramps(4).byte(), CLIP_ART).is_contiguous()
+
+
 def test_colors_change_by_up_to_two_fifths_and_gray_stays_gray():
     torch.manual_seed(0)
 
@@ -59,8 +64,9 @@ def test_colors_change_by_up_to_two_fifths_and_gray_stays_gray():
     for factors, power in ((brightness, 1), (contrast, 1), (colorful, 2)):
         assert 0.6**power <= factors.min() + 1e-4 < 0.65**power
         assert 1.35**power < factors.max() - 1e-4 <= 1.4**power
-    white = found(torch.full((1, 1, 1, 1), 255.0))
-    assert white.max() <= 255
+    red = found(torch.tensor([255.0, 0.0, 0.0]).view(1, 3, 1, 1))
+    assert red.min() >= 0
+    assert red.max() <= 255
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -30,7 +30,9 @@ def shifts(pixels: Tensor, form: Format) -> Tensor:
     rows = (top + torch.arange(height, device=pixels.device))[:, :, None]
     columns = (left + torch.arange(width, device=pixels.device))[:, None, :]
     images = torch.arange(count, device=pixels.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
+    shifted = padded.permute(0, 2, 3, 1)[images, rows, columns].permute(0, 3, 1, 2)
+    # As it is, it would turn the maps of every layer that follows to channels last.
+    return shifted.contiguous()
 
 
 def cuts(pixels: Tensor, form: Format) -> Tensor:
