@@ -16,7 +16,9 @@ def sum_of_squares(residual: Tensor) -> Tensor:
     if residual.ndim == 2:
         return residual.square()
     dims = (1,) if residual.ndim == 3 else tuple(range(2, residual.ndim))
-    if torch._C._are_functorch_transforms_active():  # torch.func differentiates what it can see
+    # A compiler writes no second map, and that of torch 2.11 has once made the Function's gradient
+    # 0; torch.func differentiates what it can see.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return residual.square().sum(dims)
     squared: Tensor = _SumOfSquares.apply(residual, dims)
     return squared
@@ -36,7 +38,7 @@ class _SumOfSquares(torch.autograd.Function):
         ctx.dims = dims
         ctx.save_for_backward(residual)
         norm: Tensor = torch.linalg.vector_norm(residual, dim=dims)
-        return norm.square_()
+        return norm.square()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
