@@ -59,3 +59,24 @@ class Features(dict[str, Tensor]):
     batch: Batch | None = None
     parts: Mapping[str, Part] = MappingProxyType({})
     inputs: tuple[Size, ...] | None = None
+
+
+def of_pair(
+    pair: Pair,
+    students: Mapping[str, Tensor],
+    teachers: Mapping[str, Tensor],
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Whole | None]:
+    """Returns a pair's features as its loss takes them, their mask, and what they are a part of.
+
+    Args:
+        pair: the pair.
+        students: the student's features by layer.
+        teachers: the teacher's, perhaps :class:`Features` with parts.
+        mask: the pair's.
+    """
+    part: Part | None = getattr(teachers, "parts", {}).get(pair.teacher)
+    if part is not None:
+        return part.beside(pair, students[pair.student], mask)
+    student, teacher = pair.prepare(students[pair.student], teachers[pair.teacher])
+    return student, teacher, mask, None

@@ -40,13 +40,23 @@ class FiniteTeacher:
         Raises:
             RuntimeError: if the feature is not finite.
         """
-        self._raise([] if is_finite(teacher, mask) else [name])
+        self._raise([] if sum_of_counted(teacher, mask).isfinite() else [name])
 
-    def note(self, name: str, finite: Tensor) -> None:
-        """Remembers, without reading it, whether a pair's feature was finite: ``()``, boolean."""
-        # Compiled, nothing of an earlier step may be an input of this one.
-        before = None if torch.compiler.is_compiling() else self.infinite.get(name)
-        self.infinite[name] = ~finite if before is None else before | ~finite
+    def note(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Remembers, without reading it, which features were not finite.
+
+        Args:
+            sums: of what counts of the features, by pair.
+
+        Returns:
+            The same as flags, ``()``, boolean.
+        """
+        flags = _not_finite(sums)
+        for name, flag in flags.items():
+            # Compiled, nothing of an earlier step may be an input of this one.
+            before = None if torch.compiler.is_compiling() else self.infinite.get(name)
+            self.infinite[name] = flag if before is None else before | flag
+        return flags
 
     def look(self) -> None:
         """Takes an answer that has arrived, and asks for the next.
@@ -113,17 +123,26 @@ def refuse_infinite_state(
             )
 
 
-def is_finite(feature: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns whether all that counts is finite, ``()``, by sums: no map is written."""
+def sum_of_counted(feature: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the sum of all that counts, ``()``: finite if all is, and no map is written."""
     dtype = torch.promote_types(feature.dtype, torch.float32)
     if mask is None or not _fits(mask, feature):
-        return feature.sum(dtype=dtype).isfinite()
+        return feature.sum(dtype=dtype)
     mask = mask.to(feature.device)
     if feature.ndim > 3:
         sums, mask = feature.sum(1, dtype=dtype), resized(mask, feature.shape[2:])
     else:
         sums, mask = feature.sum(-1, dtype=dtype), mask.bool()
-    return sums.masked_fill(~mask, 0).sum().isfinite()
+    return sums.masked_fill(~mask, 0).sum()
+
+
+def _not_finite(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a flag for each of some numbers; together, if they are on one device."""
+    names, values = list(sums), list(sums.values())
+    if len({value.device for value in values}) > 1:
+        return {name: value * 0 != 0 for name, value in sums.items()}
+    # inf and NaN times 0 are NaN: two operations, where isfinite() is four.
+    return dict(zip(names, torch.stack(values) * 0 != 0, strict=True)) if names else {}
 
 
 def _fits(mask: Tensor, feature: Tensor) -> bool:

@@ -68,7 +68,7 @@ class Distiller(PairTerms):
     Raises:
         TypeError: if pairs, example, a feature or a loss has the wrong type.
         ValueError: if there is no pair, the teacher is the student, the student is in DataParallel
-            on several devices, a layer is unknown, or two features do not fit. No hook is left then.
+            on several devices, a layer is unknown, or features do not fit. No hook is left then.
         RuntimeError: if a layer is not reached by the example, or is changed in place.
     """
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import refuse_shared
-from ._features import Features
-from ._finite import FiniteTeacher, is_finite, refuse_infinite, refuse_infinite_state
+from ._features import Features, of_pair
+from ._finite import FiniteTeacher, refuse_infinite, refuse_infinite_state, sum_of_counted
 from ._idle import idle_term
 from ._notice import AT_CALL, Notice
 from ._thinning import Thinning, takes_parts
@@ -120,41 +120,36 @@ class PairTerms(TrainedHeads):
         One whose teacher's feature is not finite is an error on the CPU, and 0 elsewhere.
         """
         compiling = torch.compiler.is_compiling()
-        together, terms = Together(), {}
-        parts = getattr(teacher_features, "parts", {})
-        on: list[tuple[str, Pair, Tensor | None, Tensor | None]] = []
+        together = Together()
+        others: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+        sums: dict[str, Tensor] = {}
         for (name, pair), loss in zip(self.pairs.items(), self.losses.values(), strict=True):
             if not self.weights[name]:
                 continue
-            student, mask, finite = student_features[pair.student], masks.get(name), None
-            select: Any = getattr(loss, "select", None)
-            if (part := parts.get(pair.teacher)) is not None:
-                student, teacher, mask, whole = part.beside(pair, student, mask)
-                select = partial(select, whole=whole)
-            else:
-                student, teacher = pair.prepare(student, teacher_features[pair.teacher])
+            features = of_pair(pair, student_features, teacher_features, masks.get(name))
+            student, teacher, mask, whole = features
             if not compiling and self._places.get(name) != student.device:
                 self._move(name, loss, student.device)
             if compiling or not teacher.is_cpu:
-                finite = is_finite(teacher, mask)
-                self._finite.note(name, finite)
-            on.append((name, pair, mask, finite))
+                sums[name] = sum_of_counted(teacher, mask)
             if joins(loss):
+                select = loss.select if whole is None else partial(loss.select, whole=whole)
                 selected = pair.call(select, student, teacher, mask)
-                together.add(name, loss, selected, finite=finite, named=pair.named)
+                together.add(name, loss, selected, flagged=name in sums, named=pair.named)
             else:
-                known = teacher if finite is None else torch.where(finite, teacher, 0)
-                terms[name] = pair.term(loss, student, known, mask)
-        terms |= together.nll()
-        for name, pair, mask, finite in on:
-            if finite is not None:
-                terms[name] = torch.where(finite, terms[name], 0)
+                others[name] = student, teacher, mask
+        infinite = self._finite.note(sums) if sums else {}
+        terms = together.nll(infinite)
+        for name, (student, teacher, mask) in others.items():
+            known = teacher.masked_fill(infinite[name], 0) if name in infinite else teacher
+            loss = self.losses[module_key(name)]
+            terms[name] = self.pairs[name].term(loss, student, known, mask)
+        for name in list(terms):
+            if name in infinite:
+                terms[name] = terms[name].masked_fill(infinite[name], 0)
             elif not math.isfinite(terms[name].item()):
-                if (part := parts.get(pair.teacher)) is not None:
-                    teacher = part.feature
-                else:
-                    student = student_features[pair.student]
-                    teacher = pair.prepare(student, teacher_features[pair.teacher])[1]
+                pair, mask = self.pairs[name], masks.get(name)
+                _, teacher, mask, _ = of_pair(pair, student_features, teacher_features, mask)
                 self._finite.refuse(name, teacher, mask)
         return terms
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,7 +46,6 @@ class Group:
         self.momentum, self.floor = one.running_var.momentum, one.running_var.floor
         self.may_be_empty = False
         self.pairs: list[tuple[nn.Module, Selected, Any]] = []
-        self.finite: list[Tensor | None] = []
         self.names: list[str] = []
         self.counts: list[Any] = []  # of positions: all numbers, or all tensors that are not read
         self.totals: list[Any] = []  # the same, of all processes
@@ -60,11 +59,15 @@ class Group:
         self.residuals: list[Tensor] = []
         self.trained: list[Tensor] = []
 
-    def nll(self) -> dict[str, Tensor]:
+    def nll(self, infinite: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the losses of the pairs, by name.
 
         In train mode the estimates take the batch in, all of them, after the last head has spoken.
+
+        Args:
+            infinite: whether a pair's teacher's feature is not finite, ``()``; of all or of none.
         """
+        self.infinite = infinite if self.names[0] in infinite else {}
         self.join: Callable[..., Tensor] = torch.cat if len(self.sizes) > 1 else itemgetter(0)
         self.total = sum(self.sizes)
         buffers = [*self.positions, *self.means, *self.variances, *self.residuals]
@@ -130,16 +133,16 @@ class Group:
         Then whether a channel's batch was taken, and which share of all positions so far it is.
         """
         mean, var = self._moments()
-        known = None
-        if self.finite[0] is not None:  # and so of all pairs of a group
-            flags = zip(self.finite, self.sizes, strict=True)
-            known = self.join([x.expand(size) for x, size in flags if x is not None])
+        lost = None
+        if self.infinite:
+            of_pairs = zip(self.names, self.sizes, strict=True)
+            lost = self.join([self.infinite[name].expand(size) for name, size in of_pairs])
         if self.joined:
-            mean, var = self._of_all(mean, var, known)
+            mean, var = self._of_all(mean, var, lost)
         mean, var = mean.to(old_mean.dtype), var.to(old_var.dtype)
         # One operation where isfinite() is four; what is not finite would stay for ever.
         taken = var < torch.inf
-        taken = taken if known is None or self.joined else taken & known
+        taken = taken if lost is None or self.joined else taken.masked_fill_(lost, False)
         counted = self._times(taken.to(var.dtype), self.totals or self.counts)
         taken = counted > 0 if self.may_be_empty else taken
         positions = positions + counted
@@ -178,11 +181,11 @@ class Group:
         mean, var = torch.cat([*means, *variances]).split_with_sizes([self.total] * 2)
         return mean, var
 
-    def _of_all(self, mean: Tensor, var: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _of_all(self, mean: Tensor, var: Tensor, lost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the moments of all processes' batches together, and notes how many they had."""
         # In float64, which has digits enough for the squared means.
-        weight = mean.new_ones(self.total) if known is None else known.to(mean.dtype)
-        weight = self._times(weight.double(), self.counts)
+        ones = mean.new_ones(self.total, dtype=torch.float64)
+        weight = self._times(ones if lost is None else ones.masked_fill_(lost, 0), self.counts)
         mean, var = (torch.where(weight > 0, x.double(), 0) for x in (mean, var))
         sums = torch.stack([weight, weight * mean, weight * (var + mean.square())])
         torch.distributed.all_reduce(sums)
@@ -203,7 +206,7 @@ class Group:
         means = mean.split_with_sizes(self.sizes)
         units = None if unit is None else unit.split_with_sizes(self.sizes)
         squares, sums = [], []
-        for i, finite in enumerate(self.finite):
+        for i, name in enumerate(self.names):
             head, (student, head_mask, target, mask, _), named = self.pairs.pop(0)
             try:
                 said = head(student) if head_mask is None else head(student, head_mask)
@@ -224,8 +227,8 @@ class Group:
             with exact:
                 if mask is not None:
                     residual = residual.masked_fill_(~mask.unsqueeze(-1), 0)
-                if finite is not None:
-                    residual = residual.masked_fill_(~finite, 0)
+                if self.infinite:
+                    residual = residual.masked_fill_(self.infinite[name], 0)
                 squares.append(sum_of_squares(residual))
                 sums.append(squares[-1].sum(0))
         return squares, sums

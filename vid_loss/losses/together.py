@@ -6,7 +6,8 @@ is a wait. The channels of all pairs, end to end, take as many as those of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ class Together:
         loss: VIDLoss,
         selected: Selected,
         *,
-        finite: Tensor | None = None,
+        flagged: bool = False,
         named: Callable[[Exception, Tensor, Tensor], Exception] | None = None,
     ) -> None:
         """Takes one more pair.
@@ -45,8 +46,9 @@ class Together:
             name: the pair's.
             loss: its loss.
             selected: what :meth:`VIDLoss.select` returned.
-            finite: whether the teacher's feature is, where no host has looked; if it is not, the
-                batch changes no estimate of the pair and its gradient is 0, whatever its value.
+            flagged: whether :meth:`nll` will be told if the teacher's feature is finite, where no
+                host looks. If it is not, the batch changes no estimate of the pair and its
+                gradient is 0, whatever its value.
             named: makes the pair's own error of one that its head, or what it says, has led to,
                 from the two features.
         """
@@ -55,7 +57,7 @@ class Together:
         kind = (
             *(loss.training, loss.standardize, loss.trained_var is None, scale.mean.device),
             *(variance.momentum, variance.floor, loss.reduction, scale.mean.dtype),
-            *(joined or selected.mask is None, finite is None),
+            *(joined or selected.mask is None, flagged),
         )
         if (group := self._groups.get(kind)) is None:
             group = self._groups[kind] = Group(loss, joined)
@@ -66,7 +68,6 @@ class Together:
             count = torch.full((), count, device=target.device)
         group.may_be_empty |= isinstance(count, Tensor) or not count
         group.pairs.append((loss.head, selected, named))
-        group.finite.append(finite)
         group.names.append(name)
         group.counts.append(count)
         group.divisors.append(count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
@@ -83,12 +84,15 @@ class Together:
         if loss.trained_var is not None:
             group.trained.append(loss.trained_var())
 
-    def nll(self) -> dict[str, Tensor]:
+    def nll(self, infinite: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
         """Returns ``-log q(t|s)`` of each pair by name; in train mode estimates are updated first.
 
         To be called once: what was added is freed as it is used.
+
+        Args:
+            infinite: flags, ``()``, of the pairs that were added so.
         """
         values: dict[str, Tensor] = {}
         for group in self._groups.values():
-            values |= group.nll()
+            values |= group.nll(infinite)
         return values
