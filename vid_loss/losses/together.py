@@ -7,7 +7,6 @@ is a wait. The channels of all pairs, end to end, take as many as those of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,15 +83,15 @@ class Together:
         if loss.trained_var is not None:
             group.trained.append(loss.trained_var())
 
-    def nll(self, infinite: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
+    def nll(self, infinite: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Returns ``-log q(t|s)`` of each pair by name; in train mode estimates are updated first.
 
         To be called once: what was added is freed as it is used.
 
         Args:
-            infinite: flags, ``()``, of the pairs that were added so.
+            infinite: flags, ``()``, of the pairs that were added as flagged.
         """
         values: dict[str, Tensor] = {}
         for group in self._groups.values():
-            values |= group.nll(infinite)
+            values |= group.nll(infinite or {})
         return values
