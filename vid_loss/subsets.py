@@ -27,7 +27,7 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
         >>> images_per_class([0, 1, 1, 0, 1], 2, seed=0)
         [0, 1, 3, 4]
     """
-    labels = torch.as_tensor(labels).cpu()
+    labels = (labels if isinstance(labels, Tensor) else torch.tensor(labels, device="cpu")).cpu()
     if n < 1:
         raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n}.")
     if labels.ndim != 1:
@@ -70,7 +70,7 @@ def labels_per_class(
         >>> labels_per_class([0, 1, 1, 0], 1, seed=0)
         tensor([   0,    1, -100, -100])
     """
-    labels = torch.as_tensor(labels)
+    labels = labels if isinstance(labels, Tensor) else torch.tensor(labels, device="cpu")
     hidden = torch.full_like(labels, ignore_index)
     kept = images_per_class(labels, n, seed=seed)
     hidden[kept] = labels[kept]

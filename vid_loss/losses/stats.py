@@ -59,7 +59,7 @@ class PairDiagnostics:
         # A channel that never changes holds no information.
         nats = torch.where(stats.alive, nats, 0).mean()
         channels = len(var)
-        elements = torch.as_tensor(stats.positions).to(nats) * channels
+        elements = torch.as_tensor(stats.positions, device=nats.device).to(nats) * channels
         on_floor = (var <= 2 * stats.floor).sum().to(nats)
         values = torch.stack([1 - unexplained, nats, nats * elements, on_floor]).tolist()
         if not math.isfinite(values[0]):
