@@ -19,7 +19,7 @@ HEADS = "vid_heads"
 class Prepared(NamedTuple):
     """What a forward of the student needs for its transfer terms."""
 
-    features: Mapping[str, Tensor]  # the teacher's; none if no pair has a weight
+    features: Mapping[str, Tensor] | None  # the teacher's; None if no pair has a weight
     inputs: Mapping[str, Any]  # what masks are made of
     later: bool  # one before it in the same compute_loss had terms
 
@@ -71,7 +71,7 @@ class StudentHeads(UncopiedHook):
         if self.prepared is None or module is not self.student:
             return None
         features, inputs, later = self.prepared
-        if later and features and not self.distiller.reached:
+        if later and features is not None and not self.distiller.reached:
             return output, None  # a loss returns what it kept of an earlier forward
         with self.autocast():
             return output, self.distiller(teacher_features=features, **inputs)
@@ -161,7 +161,7 @@ class Transfer:
         if args:
             batch = as_batch(heads.student, batch, args, kwargs)
         mask = padding_mask(batch)
-        features: Mapping[str, Tensor] = {}
+        features: Mapping[str, Tensor] | None = None
         if any(heads.distiller.weights.values()):
             for seen, known in self._teacher_saw:  # a loss may call the model on one many times
                 if all(batch.get(name) is value for name, value in seen.items()):
@@ -189,7 +189,7 @@ class Transfer:
         output, transfer = output
         if transfer is not None:
             self.losses.append(transfer)
-            self.terms.append(self.heads.distiller.terms if features else {})
+            self.terms.append({} if features is None else self.heads.distiller.terms)
         return output
 
     def loss(self) -> Tensor:
