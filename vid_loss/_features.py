@@ -1,8 +1,7 @@
 """The teacher's features of a batch."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Size, Tensor
 
@@ -17,6 +16,11 @@ class Part(NamedTuple):
 
     lattice: Lattice
     feature: Tensor  # (N, C, H', W')
+
+    @classmethod
+    def of(cls, feature: Tensor, lattice: Lattice) -> "Part":
+        """Takes a part of ``(N, C, H, W)``; it keeps nothing of the rest alive."""
+        return cls(lattice, lattice.of(feature).contiguous())
 
     def beside(
         self, pair: Pair, student: Tensor, mask: Tensor | None
@@ -53,12 +57,16 @@ class Features(dict[str, Tensor]):
         batch: that they are of.
         parts: what is here of other layers' maps. Not in the dict: an engine that moves a dict to a
             device makes another of its items, and no part may be taken for a whole.
-        inputs: the shapes of the batch's tensors, without its size; None if nobody has asked.
+        lattices: which part is to be taken of a layer's map, if the student's has its size.
+        inputs: the shapes of the batch's tensors, without its size.
     """
 
-    batch: Batch | None = None
-    parts: Mapping[str, Part] = MappingProxyType({})
-    inputs: tuple[Size, ...] | None = None
+    def __init__(self, features: Any = ()) -> None:
+        super().__init__(features)
+        self.batch: Batch | None = None
+        self.parts: dict[str, Part] = {}
+        self.lattices: dict[str, Lattice] = {}
+        self.inputs: tuple[Size, ...] = ()
 
 
 def of_pair(

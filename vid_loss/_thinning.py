@@ -17,12 +17,14 @@ class Thinning:
     """Drops what no loss takes of the teacher's maps, before they wait for the student's.
 
     A VIDLoss with ``positions=`` takes a lattice of two maps of one size. Whether they are of one
-    size is known of inputs like those of an earlier step.
+    size is known of inputs like those of an earlier step. The lattice is drawn before the student
+    runs in any case: what a step draws must not depend on which steps there were before it in this
+    process, or no run could be resumed exactly.
     """
 
     def __init__(self) -> None:
         # Layers of the teacher, with the inputs' shapes and the size of the layer's map.
-        self._alike: set[tuple[str, tuple[Size, ...] | None, Size]] = set()
+        self._alike: set[tuple[str, tuple[Size, ...], Size]] = set()
 
     def thin(self, features: Features, inputs: Sequence[Tensor], pairs: InUse) -> None:
         """Puts parts in the place of maps.
@@ -33,22 +35,22 @@ class Thinning:
             pairs: that take the features.
         """
         features.inputs = tuple(x.shape[1:] for x in inputs)
-        features.parts = parts = {}
         for layer, share in _shares(pairs).items():
-            if (layer, features.inputs, features[layer].shape[2:]) in self._alike:
-                feature = features.pop(layer)
-                lattice = Lattice.drawn(feature, share)
-                parts[layer] = Part(lattice, lattice.of(feature).contiguous())
+            feature = features[layer]
+            if feature.ndim != 4:
+                continue
+            features.lattices[layer] = lattice = Lattice.drawn(feature, share)
+            if (layer, features.inputs, lattice.size) in self._alike:
+                features.parts[layer] = Part.of(features.pop(layer), lattice)
 
     def learn(self, students: Mapping[str, Tensor], features: Features, pairs: InUse) -> None:
-        """Notes of which of the teacher's whole maps the students' have the size."""
-        if features.inputs is None:
-            return
-        for layer in _shares(pairs).keys() & features.keys():
-            size = features[layer].shape[2:]
+        """Takes the part of whole maps of which the students' have the size, and notes them."""
+        for layer in _shares(pairs).keys() & features.lattices.keys() & features.keys():
+            lattice = features.lattices[layer]
             sizes = {students[pair.student].shape[2:] for pair, _ in pairs if pair.teacher == layer}
-            if features[layer].ndim == 4 and sizes == {size}:
-                self._alike.add((layer, features.inputs, size))
+            if sizes == {lattice.size}:
+                self._alike.add((layer, features.inputs, lattice.size))
+                features.parts[layer] = Part.of(features[layer], lattice)
 
 
 def takes_parts(losses: Iterable[nn.Module]) -> bool:

@@ -199,3 +199,35 @@ def test_a_copy_goes_on_by_itself():
     torch.manual_seed(3)
     assert torch.equal(twin(images())[1], found)
     assert twin.distiller._thinning is not model.distiller._thinning
+
+
+class Dropping(nn.Module):
+    """Draws random numbers between the teacher's forward and the losses'."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.5))
+        self.stage2 = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return self.stage2(self.stage1(x))
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_does():
+    chosen = [*pairs(), Pair("stage2", "stage1", loss=QUARTER, name="of one layer")]
+
+    def made():
+        torch.manual_seed(0)
+        student, teacher = Dropping(4), Dropping(6)
+        return DistillationModel(student, Distiller(student, teacher, chosen, example=images()))
+
+    model, resumed = made(), made()
+    first = steps(model, [images()] * 3)
+    resumed.load_state_dict(model.state_dict())
+    random = torch.get_rng_state()
+    found = []
+    for one in (model, resumed):
+        torch.set_rng_state(random)
+        found.append([one(images())[1].item() for _ in range(3)])
+    assert first[0].isfinite().all()
+    assert found[1] == found[0]

@@ -9,8 +9,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from _asserts import assert_same_state, state_of
 from _hf import distil, logged
 from _hf_vision import images, resnet
+from torch import nn
 from vid_loss.integrations.hf import VIDTrainer
 
 from vid_loss import Pair, VIDLoss
@@ -37,17 +39,15 @@ class AndStem(VIDTrainer):
             return loss + 0 * model(**inputs)
 
 
+def trainer_of(folder, cls=VIDTrainer, **options):
+    student, teacher = resnet(4, 0), resnet(8, 1)
+    stem = student.resnet.embedder
+    stem.pooler = nn.Sequential(stem.pooler, nn.Dropout(0.5))
+    return distil(folder, student, teacher, PAIRS, images(rows=16), cls, **options)
+
+
 def train(folder, cls=VIDTrainer, **options):
-    trainer = distil(
-        folder,
-        resnet(4, 0),
-        resnet(8, 1),
-        PAIRS,
-        images(rows=16),
-        cls,
-        per_device_train_batch_size=4,
-        **options,
-    )
+    trainer = trainer_of(folder, cls, **options)
     trainer.train()
     return trainer
 
@@ -65,3 +65,12 @@ def test_the_log_has_the_terms_of_every_step(tmp_path, cls):
     assert min(transfer) > 0
     for name in NAMES:
         assert len(logged(trainer, f"transfer/{name}")) == 4
+
+
+def test_resume_is_exact(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    whole = train(tmp_path, **options)
+    resumed = trainer_of(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    assert_same_state(resumed.model, state_of(whole.model))
