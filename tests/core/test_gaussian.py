@@ -238,3 +238,12 @@ def test_torch_func_differentiates_it(shape):
     mean.requires_grad_()
     (expected,) = torch.autograd.grad(gaussian_nll(mean, target, var), mean)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=len)
+def test_compiled_gradients_are_the_eager_ones(shape):
+    torch.compiler.reset()
+    inputs = [x.requires_grad_() for x in draw(shape)]
+    compiled = torch.compile(gaussian_nll, backend="aot_eager", fullgraph=True)
+    eager, found = (torch.autograd.grad(nll(*inputs), inputs) for nll in (gaussian_nll, compiled))
+    torch.testing.assert_close(found, eager)

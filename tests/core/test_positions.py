@@ -157,3 +157,23 @@ def test_compiled_it_does_not_compile_again():
     with torch.compiler.set_stance("fail_on_recompile"):
         values = [compiled(student, teacher).item() for _ in range(6)]
     assert len(set(values)) > 1
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("kind", [VIDLoss, FitNetLoss])
+def test_shares_compiled_one_after_the_other_have_the_eager_gradients(kind, shapes):
+    """Of the second on, dynamo takes the share for a number that it does not know."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    student, teacher = torch.randn(shapes[0], requires_grad=True), torch.randn(shapes[1])
+    for share in (1.0, 0.25, 0.5, 0.1):
+        loss = kind(*shapes, positions=share)
+        state = copy.deepcopy(loss.state_dict())
+        steps = []
+        for step in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+            loss.load_state_dict(state)
+            torch.manual_seed(1)
+            value = step(student, teacher)
+            steps.append([value, *torch.autograd.grad(value, [student, *loss.parameters()])])
+        torch.testing.assert_close(steps[1], steps[0])
+        assert steps[1][1].any()
