@@ -18,6 +18,6 @@ needs_onnx_by_dynamo = pytest.mark.skipif(
 )
 
 needs_messages_of_compiled_code = pytest.mark.skipif(
-    torch.__version__ < (2, 9),
-    reason="torch 2.8 hides the message of an error that its compiler meets",
+    torch.__version__ < (2, 12),
+    reason="torch up to 2.11 hides the message of an error that its compiler meets",
 )

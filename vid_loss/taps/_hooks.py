@@ -125,7 +125,7 @@ class Arm(_Hook):
 class Disarm(_Hook):
     """After the model's forward. It does not look at the output: see `Abandon`."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         """Ends recording."""
         recorder, forward = self.recorder, self.recorder.last
         if recorder.thread and not is_compiling() and recorder.thread != get_ident():
@@ -138,10 +138,11 @@ class Abandon(_Hook):
     """Called even when the forward raised; still armed then, because `Disarm` was not called.
 
     Asking whether the output is None would tell as much, but dynamo compiles the hooks of a
-    compiled model as functions of their own and warns when one of them touches a tensor.
+    compiled model as functions of their own and warns when one of them touches a tensor. Up to
+    torch 2.13 a name of its own touches it: hence ``*_``, here and in `Disarm`.
     """
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, *_: Any) -> None:
         """Forgets what was recorded of a forward that did not end."""
         recorder = self.recorder
         if recorder.thread and not is_compiling() and recorder.thread != get_ident():
