@@ -1,7 +1,8 @@
-"""What moves Table 2a's form for one GPU: one thing at a time is changed.
+"""What moves Table 2a's form on clip art: one thing at a time is changed.
 
     cd examples
     python -m paper.tables.tries --data FOLDER  # and the same line again for more workers
+    python -m paper.tables.tries --data FOLDER --preset small  # for two CPU cores
     python -m paper.tables.tries report runs/tries/tries.jsonl
 
 Of five pictures per class, a student alone, one finetuned, and three transfers. All accuracies are
@@ -106,15 +107,24 @@ class Try(Cell):
         return [Run(self, "search", seed, self.choice) for seed in self.plan.search_seeds]
 
 
-def tries(names: Sequence[str], seeds: Sequence[int], recipe: Mapping[str, Any]) -> list[Try]:
+def tries(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    recipe: Mapping[str, Any],
+    preset: str = "gpu",
+    methods: Sequence[str] = tuple(_CHOICES),
+) -> list[Try]:
     """Returns the cells of variants.
 
     Args:
         names: of the variants.
         seeds: of the runs.
         recipe: fields of Settings, in place of the table's and of the variants'.
+        preset: of the table, ``gpu`` or ``small``.
+        methods: those that are tried.
     """
-    base = replace(plan_of("2a", "gpu"), search_seeds=tuple(seeds))
+    dataset = "openclipart" if preset == "small" else None
+    base = replace(plan_of("2a", preset, dataset), search_seeds=tuple(seeds))
     cells = []
     for name in names:
         variant = VARIANTS[name]
@@ -123,6 +133,7 @@ def tries(names: Sequence[str], seeds: Sequence[int], recipe: Mapping[str, Any])
         cells += [
             Try(plan, method, _N, variant=name, choice=choice)
             for method, choice in variant.choices.items()
+            if method in methods
         ]
     return cells
 
@@ -142,7 +153,7 @@ def main(arguments: Sequence[str]) -> None:
         return {"variant": run.cell.variant, **runner.execute(run)}
 
     work(
-        tries(options.variants, options.seeds, recipe),
+        tries(options.variants, options.seeds, recipe, options.preset, options.methods),
         FinishedRuns(options.output / "tries.jsonl", {}),
         options.output / "locks",
         execute,
@@ -159,6 +170,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, default=Path("data"), help="folder of the clip art (%(default)s)")
     add("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], metavar="NAME")
+    add("--preset", choices=("gpu", "small"), default="gpu", help="of the table (%(default)s)")
+    add("--methods", nargs="+", choices=_CHOICES, default=[*_CHOICES], metavar="NAME")
     add("--seeds", type=int, nargs="+", default=[100, 101])
     add("--epochs", type=int, help="in place of every variant's")
     add("--steps-per-epoch", type=int, help="in place of every variant's")
