@@ -1,7 +1,8 @@
 """The teacher's features of a batch."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Size, Tensor
 
@@ -61,12 +62,11 @@ class Features(dict[str, Tensor]):
         inputs: the shapes of the batch's tensors, without its size.
     """
 
-    def __init__(self, features: Any = ()) -> None:
-        super().__init__(features)
-        self.batch: Batch | None = None
-        self.parts: dict[str, Part] = {}
-        self.lattices: dict[str, Lattice] = {}
-        self.inputs: tuple[Size, ...] = ()
+    # Not set in a constructor, which would be one more call in every step.
+    batch: Batch | None = None
+    parts: Mapping[str, Part] = MappingProxyType({})
+    lattices: Mapping[str, Lattice] = MappingProxyType({})
+    inputs: tuple[Size, ...] = ()
 
 
 def of_pair(

@@ -35,13 +35,15 @@ class Thinning:
             pairs: that take the features.
         """
         features.inputs = tuple(x.shape[1:] for x in inputs)
+        parts, lattices = {}, {}
         for layer, share in _shares(pairs).items():
             feature = features[layer]
             if feature.ndim != 4:
                 continue
-            features.lattices[layer] = lattice = Lattice.drawn(feature, share)
+            lattices[layer] = lattice = Lattice.drawn(feature, share)
             if (layer, features.inputs, lattice.size) in self._alike:
-                features.parts[layer] = Part.of(features.pop(layer), lattice)
+                parts[layer] = Part.of(features.pop(layer), lattice)
+        features.parts, features.lattices = parts, lattices
 
     def learn(self, students: Mapping[str, Tensor], features: Features, pairs: InUse) -> None:
         """Takes the part of whole maps of which the students' have the size, and notes them."""
@@ -50,7 +52,8 @@ class Thinning:
             sizes = {students[pair.student].shape[2:] for pair, _ in pairs if pair.teacher == layer}
             if sizes == {lattice.size}:
                 self._alike.add((layer, features.inputs, lattice.size))
-                features.parts[layer] = Part.of(features[layer], lattice)
+                part = Part.of(features[layer], lattice)
+                features.parts = {**features.parts, layer: part}
 
 
 def takes_parts(losses: Iterable[nn.Module]) -> bool:
