@@ -24,6 +24,7 @@ TOKENS = {
     "vit": ("vit_tiny_patch16_224", "vit_small_patch16_224", 224, 8),
     "bert": ("4", "12", 128, 8),  # how many layers of BERT-base
 }
+SHARES = {"quarter": 1 / 4, "ninth": 1 / 9}
 _BLOCKS = {
     "vit": {f"blocks.{i}": f"blocks.{i}" for i in (2, 5, 8, 11)},
     "bert": {f"bert.encoder.layer.{i}": f"bert.encoder.layer.{3 * i + 2}" for i in range(4)},
@@ -50,7 +51,7 @@ def _build(network: str, name: str) -> nn.Module:
 
 
 def pairs(network: str, which: str) -> list[Pair]:
-    """MI-I at all stages, with a quarter of the positions or the heads alone; at the last; MI-L."""
+    """MI-I at all stages, with a part of the positions or the heads alone; at the last; MI-L."""
     if network in TOKENS:
         found = [Pair(*layers) for layers in _BLOCKS[network].items()]
     else:
@@ -61,8 +62,9 @@ def pairs(network: str, which: str) -> list[Pair]:
         found = pairs_of("mi-i", layers)
     if which == "heads-alone":
         return [replace(pair, loss=HeadAlone) for pair in found]
-    if which == "quarter":
-        return [replace(pair, loss=partial(VIDLoss, positions=0.25)) for pair in found]
+    if which in SHARES:
+        loss = partial(VIDLoss, positions=SHARES[which])
+        return [replace(pair, loss=loss) for pair in found]
     return found[-1:] if which == "last-stage" else found
 
 

@@ -9,7 +9,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from vid_loss.cache import FeatureCache
 
-WHICH = ("mi-l", "last-stage", "all-stages", "quarter", "heads-alone")
+WHICH = ("mi-l", "last-stage", "all-stages", "quarter", "ninth", "heads-alone")
 ROUNDS = {"wrn": 100, "resnet": 20, "vit": 40, "bert": 20}
 
 
