@@ -49,7 +49,31 @@ def test_the_report_has_the_papers_figure_of_the_same_regime(tmp_path, capsys):
     assert "| MI | 81.00 ± 1.00 (86.49) | 81.00 ± 1.00 (91.76) |" in printed
     assert "cifar10: wrn-40-2, 94.00 % of its test images" in printed
     assert "MI at 500: mi 10" in printed
-    assert "1 or 3 seeds, unfinished cells included" in printed
+    assert "over 1 or 3 seeds (unfinished cells included) at 500, 3 seeds at all." in printed
+
+
+def test_cells_of_one_number_of_seeds_are_said_once_and_columns_of_others_by_name():
+    five = [[record("kd", n, seed, 50.0) for seed in range(5)] for n in (10, 30)]
+    three = [record("kd", 100, seed, 50.0) for seed in range(3)]
+    for runs, said in (
+        ([*five[0], *five[1]], "deviation over 5 seeds. In"),
+        ([*five[0], *five[1], *three], "deviation over 5 seeds at 10 and 30, 3 seeds at 100. In"),
+    ):
+        (table,) = read_tables(runs)
+        assert said in report.markdown(table, "picture.png")
+
+
+def test_a_cell_without_a_test_is_named_and_every_teacher_of_the_table_is():
+    runs = [record("student", 10, 0, 50.0), {**record("mi", 10, 100, 0.0), "stage": "search"}]
+    runs += [{**record("at", 10, 100, 0.0), "stage": "search", "table": "1b"}]
+    teacher = {**record("student", None, 0, 94.0), "pretrained": True, "student": "wrn-40-2"}
+    (table,) = read_tables([*runs, teacher, {**teacher, "test": 93.0}, teacher])
+    page = report.markdown(table, "picture.png")
+    assert "- Begun, and not tested yet: MI at 10." in page
+    assert page.count("- Trained beforehand on cifar10: wrn-40-2, 94.00 %") == 1
+    assert page.count("- Trained beforehand on cifar10: wrn-40-2, 93.00 %") == 1
+    (table,) = read_tables([*runs, record("mi", 10, 0, 60.0)])
+    assert "not tested yet" not in report.markdown(table, "picture.png")
 
 
 def test_on_another_data_set_the_paper_is_matched_by_rank():

@@ -71,6 +71,9 @@ def _notes(table: Table) -> list[str]:
         count = some["images_per_class"] or "all"
         lines.append(f"- Images per class, with labels and without: {count}.")
     lines.append(f"- Chosen on validation data: {_choices(table)}.")
+    if table.untested:
+        names = [f"{_name(method)} at {n or 'all'}" for method, n in table.untested]
+        lines.append(f"- Begun, and not tested yet: {', '.join(names)}.")
     revisions = sorted({record["revision"] for record in of_cells(table.runs)})
     commands = sorted({record["command"] for record in of_cells(table.runs)})
     lines.append(f"- Revision {', '.join(revisions)}: `{'`, `'.join(commands)}`")
@@ -105,10 +108,16 @@ def _transfer(runs: Sequence[Record]) -> str:
 
 
 def _seeds(table: Table) -> str:
-    counts = sorted({len(runs) for runs in table.runs.values()})
-    return (
-        " or ".join(map(str, counts)) + " seeds" + ", unfinished cells included" * (len(counts) > 1)
-    )
+    """Returns how many seeds the cells have; of each column, if they differ."""
+    columns: dict[str, list[str]] = {}
+    for n in table.regimes:
+        counts = sorted({len(runs) for (_, column), runs in table.runs.items() if column == n})
+        text = f"{' or '.join(map(str, counts))} seeds"
+        text += " (unfinished cells included)" * (len(counts) > 1)
+        columns.setdefault(text, []).append(str(n or "all"))
+    if len(columns) == 1:
+        return next(iter(columns))
+    return ", ".join(f"{text} at {' and '.join(names)}" for text, names in columns.items())
 
 
 def _choices(table: Table) -> str:

@@ -23,7 +23,8 @@ class Table:
         number: the paper's table that it has the form of.
         dataset: the students'.
         runs: of each cell, the records of its tested runs.
-        teachers: the records of what was trained beforehand.
+        untested: the cells that have runs which choose, and none that is tested.
+        teachers: the records of what was trained beforehand; on two machines, one of each.
         paper: of each cell, the paper's figure that is to be beside it, in percent.
         paper_regimes: for each regime, the paper's, as text.
     """
@@ -31,6 +32,7 @@ class Table:
     number: str
     dataset: str
     runs: Mapping[Key, Sequence[Record]]
+    untested: Sequence[Key]
     teachers: Sequence[Record]
     paper: Mapping[Key, float]
     paper_regimes: Mapping[int | None, str]
@@ -64,14 +66,24 @@ def read_tables(records: Sequence[Record]) -> list[Table]:
                 runs.setdefault((record["method"], record["n"]), []).append(record)
         models = {(r["teacher_dataset"], r[role]) for r in of_cells(runs) for role in _ROLES}
         teachers = {
-            (r["dataset"], r["student"]): r
+            (r["dataset"], r["student"], r["test"]): r
             for r in records
             if r["pretrained"] and (r["dataset"], r["student"]) in models
         }
         _check(runs)
         paper, regimes = _paper(number, dataset, {n for _, n in runs})
-        tables.append(Table(number, dataset, runs, list(teachers.values()), paper, regimes))
+        untested = _untested(records, number, dataset, runs)
+        trained = list(teachers.values())
+        tables.append(Table(number, dataset, runs, untested, trained, paper, regimes))
     return tables
+
+
+def _untested(
+    records: Sequence[Record], number: str, dataset: str, runs: Mapping[Key, Sequence[Record]]
+) -> list[Key]:
+    of_table = [r for r in records if (r["table"], r["dataset"]) == (number, dataset)]
+    begun = dict.fromkeys((r["method"], r["n"]) for r in of_table if not r["pretrained"])
+    return [key for key in begun if key not in runs]
 
 
 def of_cells(runs: Mapping[Key, Sequence[Record]]) -> list[Record]:
