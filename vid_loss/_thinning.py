@@ -6,7 +6,7 @@ from torch import Size, Tensor, nn
 
 from ._features import Features, Part
 from .losses.positions import Lattice
-from .losses.vid import joins
+from .losses.vid import VIDLoss, joins
 from .pairs import Pair
 
 # Pairs that have a weight, and the loss of each.
@@ -57,8 +57,8 @@ class Thinning:
 
 
 def takes_parts(losses: Iterable[nn.Module]) -> bool:
-    """Whether any loss takes a share of a map's positions."""
-    return any(getattr(loss, "positions", 1.0) < 1 for loss in losses)
+    """Whether any VIDLoss takes a share of a map's positions."""
+    return any(isinstance(loss, VIDLoss) and loss.positions < 1 for loss in losses)
 
 
 def _shares(pairs: InUse) -> dict[str, float]:

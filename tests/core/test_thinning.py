@@ -169,6 +169,24 @@ def test_a_loss_that_somebody_looks_into_gets_whole_maps(make_hook, drawn):
     assert drawn[-1] == []
 
 
+class Placed(nn.Module):
+    """A loss of somebody's own, for which positions are another thing."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(3, 2))
+
+    def forward(self, student, teacher):
+        return self.positions.sum() + student.mean()
+
+
+def test_another_loss_may_have_positions_of_its_own(drawn):
+    model = make([*pairs(), Pair("stage1", "stage1", loss=Placed)])
+    for _ in range(2):
+        model(images())
+    assert drawn[-1] == ["stage2"]
+
+
 def test_features_that_a_user_asks_for_are_whole():
     model = make(pairs())
     for _ in range(2):
