@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Size, Tensor
 
-from .losses.layouts import resized
+from .losses.layouts import valid_positions
 from .losses.positions import Lattice, Whole
 from .pairs import Pair
 from .taps import Batch
@@ -34,7 +34,8 @@ class Part(NamedTuple):
             mask: ``(N, H, W)`` of any size, or None.
 
         Raises:
-            ValueError: if the student's map is of another size than the teacher's.
+            ValueError: if the student's map is of another size than the teacher's, or the mask one
+                to be added to logits.
         """
         size = self.lattice.size
         if student.shape[2:] != size:
@@ -44,11 +45,16 @@ class Part(NamedTuple):
                 "with positions=1.0."
             )
         whole = Whole(size.numel(), size.numel())
-        if mask is not None:
-            mask = resized(mask.to(student.device), size)
+        # What to do about a mask that fits no map, the loss says.
+        if mask is not None and mask.ndim == 3:
+            mask = pair.call(_valid, student, student, mask)
             whole = Whole(size.numel(), mask.sum() / max(len(mask), 1))
             mask = self.lattice.of(mask)
         return self.lattice.of(student), self.feature.to(student.device), mask, whole
+
+
+def _valid(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    return valid_positions(mask, student, teacher)
 
 
 class Features(dict[str, Tensor]):

@@ -249,3 +249,20 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does():
         found.append([one(images())[1].item() for _ in range(3)])
     assert first[0].isfinite().all()
     assert found[1] == found[0]
+
+
+BAD_MASKS = {
+    "added to logits": (torch.zeros(8, 8, 8) - 1e9, "stage1', mask: expected it to be nonzero"),
+    "of other dimensions": (torch.ones(8, 1, 1, 8, 8), r"got shape \(8, 1, 1, 8, 8\) for features"),
+    "of fewer samples": (torch.ones(7, 8, 8), r"stage1', VIDLoss, mask: expected .* \(8, H, W\)"),
+}
+
+
+@pytest.mark.parametrize(("mask", "message"), BAD_MASKS.values(), ids=BAD_MASKS)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_mask_that_does_not_fit_is_refused_in_every_step(mask, message, known):
+    model = make(pairs())
+    if known:
+        model(images(), token_mask=torch.ones(8, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        model(images(), token_mask=mask)
