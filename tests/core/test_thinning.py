@@ -181,7 +181,7 @@ class Placed(nn.Module):
 
 
 def test_another_loss_may_have_positions_of_its_own(drawn):
-    model = make([*pairs(), Pair("stage1", "stage1", loss=Placed)])
+    model = make([Pair("stage1", "stage1", loss=Placed), *pairs()])
     for _ in range(2):
         model(images())
     assert drawn[-1] == ["stage2"]
