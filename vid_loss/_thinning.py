@@ -11,6 +11,8 @@ from .pairs import Pair
 
 # Pairs that have a weight, and the loss of each.
 InUse = Sequence[tuple[Pair, nn.Module]]
+# Where each batch has other sizes, as lists of images have, none comes twice.
+_MOST = 1000
 
 
 class Thinning:
@@ -51,6 +53,8 @@ class Thinning:
             lattice = features.lattices[layer]
             sizes = {students[pair.student].shape[2:] for pair, _ in pairs if pair.teacher == layer}
             if sizes == {lattice.size}:
+                if len(self._alike) >= _MOST:
+                    self._alike.clear()
                 self._alike.add((layer, features.inputs, lattice.size))
                 part = Part.of(features[layer], lattice)
                 features.parts = {**features.parts, layer: part}
