@@ -48,8 +48,20 @@ class Thinning:
         features.parts, features.lattices = parts, lattices
 
     def learn(self, students: Mapping[str, Tensor], features: Features, pairs: InUse) -> None:
-        """Takes the part of whole maps of which the students' have the size, and notes them."""
-        for layer in _shares(pairs).keys() & features.lattices.keys() & features.keys():
+        """Takes the part of whole maps of which the students' have the size, and notes them.
+
+        Raises:
+            RuntimeError: if a pair needs all of a map of which a part is left.
+        """
+        shares = _shares(pairs)
+        for pair, _ in pairs:
+            if pair.teacher in features.parts and pair.teacher not in shares:
+                raise RuntimeError(
+                    f"{pair}: expected the pairs and weights that there were when the teacher ran; "
+                    "got others, which need more of its map than is left. Change them between "
+                    "steps, not while the student runs."
+                )
+        for layer in shares.keys() & features.lattices.keys() & features.keys():
             lattice = features.lattices[layer]
             sizes = {students[pair.student].shape[2:] for pair, _ in pairs if pair.teacher == layer}
             if sizes == {lattice.size}:

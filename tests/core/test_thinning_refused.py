@@ -41,3 +41,14 @@ def test_a_mask_that_does_not_fit_is_refused_in_every_step(mask, message, known)
         model(images(), token_mask=torch.ones(8, 8, 8))
     with pytest.raises(ValueError, match=message):
         model(images(), token_mask=mask)
+
+
+def test_a_pair_that_is_switched_on_while_the_student_runs_is_refused():
+    model = make([*pairs(), Pair("stage1", "stage1", loss=FitNetLoss, weight=0.0)])
+    model(images())
+    name = "stage1->stage1 FitNetLoss"
+    model.student.register_forward_hook(lambda *_: model.distiller.set_weight(name, 1.0))
+    with pytest.raises(
+        RuntimeError, match="Pair 'stage1' -> 'stage1': expected the pairs and weigh"
+    ):
+        model(images())
