@@ -5,6 +5,8 @@ import torch
 from _models import images
 from _thinning import make, pairs
 
+from vid_loss import FitNetLoss, Pair
+
 
 def test_a_student_that_changes_its_size_is_told_of():
     model = make(pairs())
@@ -48,7 +50,6 @@ def test_a_pair_that_is_switched_on_while_the_student_runs_is_refused():
     model(images())
     name = "stage1->stage1 FitNetLoss"
     model.student.register_forward_hook(lambda *_: model.distiller.set_weight(name, 1.0))
-    with pytest.raises(
-        RuntimeError, match="Pair 'stage1' -> 'stage1': expected the pairs and weigh"
-    ):
+    message = "Pair 'stage1' -> 'stage1': expected the pairs and weights that there were"
+    with pytest.raises(RuntimeError, match=message):
         model(images())
