@@ -21,3 +21,8 @@ needs_messages_of_compiled_code = pytest.mark.skipif(
     torch.__version__ < (2, 12),
     reason="torch up to 2.11 hides the message of an error that its compiler meets",
 )
+
+# The example goes through the model as it is: torch 2.12 warns that it has compiled nothing.
+warns_that_nothing_is_compiled = pytest.mark.filterwarnings(
+    "ignore:torch.compile with fullgraph=True found no compiled frames:UserWarning"
+)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from _asserts import assert_same_state, state_of
 from _models import cnn_pair, images
+from _versions import warns_that_nothing_is_compiled
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -77,6 +78,7 @@ def compiled(module):
     return torch.compile(module, backend="aot_eager", fullgraph=True)
 
 
+@warns_that_nothing_is_compiled
 @pytest.mark.parametrize("order", ["distiller first", "compile first"])
 def test_compiled_student(order):
     eager, _, distiller = make()
@@ -97,6 +99,7 @@ def test_compiled_student(order):
     assert_only_student_and_heads_have_gradients(student, teacher, distiller)
 
 
+@warns_that_nothing_is_compiled
 def test_a_student_compiled_and_run_before_it_is_tapped_is_noticed():
     student, teacher = cnn_pair()
     fast = compiled(student)
