@@ -77,8 +77,8 @@ EXPORTERS = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its older exporters
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # likewise
 @pytest.mark.filterwarnings(
-    "ignore:While (compiling|exporting), we found certain side effects"
-)  # as the page says; torch 2.9 exports
+    "ignore:While compiling, we found certain side effects"
+)  # as the page says
 @pytest.mark.parametrize("export", EXPORTERS, ids=lambda export: export.__name__)
 def test_a_student_with_its_hooks_on_is_exported_as_the_plain_one(trained, export):
     student, distiller, images, expected = trained
