@@ -9,8 +9,8 @@ needs_gloo_that_averages = pytest.mark.skipif(
 )
 
 needs_strict_export_with_hooks = pytest.mark.skipif(
-    torch.__version__ < (2, 9),
-    reason="torch 2.8's strict export does not find the parameters of a layer that has hooks",
+    torch.__version__ < (2, 10),
+    reason="strict export of torch up to 2.9 does not find the parameters of a layer with hooks",
 )
 needs_onnx_by_dynamo = pytest.mark.skipif(
     torch.__version__ < (2, 9),
