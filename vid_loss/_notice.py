@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .guards import is_captured
 from .losses import VIDLoss
 from .pairs import Pair
 
@@ -60,10 +61,14 @@ class Notice:
     def look(self, losses: Mapping[str, VIDLoss], weights: Mapping[str, float]) -> None:
         """Called from step ``AT_CALL`` on, for as long as it is open.
 
+        A CUDA graph that is being made neither sends nor waits.
+
         Args:
             losses: those with a q(t|s), by pair.
             weights: of the pairs.
         """
+        if any(is_captured(loss.scale.mean) for loss in losses.values()):
+            return
         if self._sent is None:
             figures = {name: _figures(x) for name, x in losses.items() if weights[name]}
             self.is_open = bool(figures)

@@ -93,3 +93,11 @@ def test_a_layer_that_nothing_trained_comes_before_is_named_in_the_first_step(la
 )
 def test_nothing_is_said_of_a_layer_that_is_trained_or_off(options):
     assert train(3, **options) == []
+
+
+def test_while_a_cuda_graph_is_made_nothing_is_sent(monkeypatch):
+    captured = True
+    monkeypatch.setattr("vid_loss._notice.is_captured", lambda _: captured)
+    assert train(320) == []
+    captured = False
+    assert len(train(320)) == 1
