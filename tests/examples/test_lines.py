@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("filelock", reason="needs the examples extra")
 
-from _table_work import MADE_WITH, TESTS, Log, cells, finished_in, work_in
+from _table_work import MADE, TESTS, Log, cells, finished_in, work_in
 from paper import training
 from paper.lines import read_lines
 from paper.settings import Settings
 from paper.tables import report
 
-RUN = {"run": "one", "student": "small", "pretrained": False, **MADE_WITH[None]}
+RUN = {"run": "one", **MADE}
 DAMAGES = {
     "torn": json.dumps(RUN)[:20].encode(),
     "zeros": bytes(20),
