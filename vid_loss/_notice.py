@@ -74,7 +74,9 @@ class Notice:
             self.is_open = bool(figures)
             if not figures:
                 return
-            self._sent = _Sent(list(figures), torch.stack(list(figures.values())))
+            first, *_ = figures.values()  # a model may be split over several devices
+            values = [x.to(first.device, first.dtype) for x in figures.values()]
+            self._sent = _Sent(list(figures), torch.stack(values))
         if self._sent.has_arrived():
             self.is_open = False
             explained, off = self._sent.values.unbind(1)
@@ -110,7 +112,7 @@ def _figures(loss: VIDLoss) -> Tensor:
     """Returns explained variance, and how far variances are from their residuals, ``(2,)``."""
     stats = loss.stats()
     if stats is None:
-        return torch.zeros(2)
+        return loss.scale.mean.new_zeros(2)
     alive = stats.alive.to(stats.var)
     count = alive.sum().clamp(min=1)
     explained = 1 - (stats.mean_square * alive).sum() / count

@@ -146,8 +146,7 @@ def train(
             ):
                 means.add({"task": task, **(distiller.terms if distiller else {})})
                 bar.update()
-                # A hidden bar's n stays where it is.
-                if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:
+                if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:  # hidden, n stays 0
                     bar.set_postfix(means.last())
             schedule.step()
             validation = evaluate(accelerator, model, validation_batches).percent

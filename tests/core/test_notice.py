@@ -101,3 +101,17 @@ def test_while_a_cuda_graph_is_made_nothing_is_sent(monkeypatch):
     assert train(320) == []
     captured = False
     assert len(train(320)) == 1
+
+
+def test_a_loss_that_has_not_run_says_nothing_wherever_tensors_are_made():
+    torch.manual_seed(0)
+    student, teacher, batch = net(16), net(32), torch.randn(8, 8)
+    pairs = [Pair("0", "0", loss=VIDLoss), Pair("2", "2")]
+    distiller = Distiller(student, teacher, pairs, example=batch)
+    distiller.losses["0->0"].eval()
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        for _ in range(302):
+            student(batch)
+            distiller(batch)
+    assert not distiller._notice.is_open
