@@ -85,6 +85,8 @@ def _line(run: Run, record: Record) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
+    if arguments.table == "1b" and None in (arguments.regimes or ()):
+        sys.exit("--regimes: expected numbers of labels in table 1b; got all. Choose table 1a.")
     if arguments.dataset is not None:
         check_data_set(arguments.dataset, arguments.table, arguments.preset)
     plan = plan_of(arguments.table, arguments.preset, arguments.dataset)
@@ -106,6 +108,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return plan
 
 
+def _regime(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,7 +126,7 @@ def _parse() -> argparse.Namespace:
     add("--epochs", type=int, help="in place of the recipe's, and the teacher's; schedules scale")
     add("--steps-per-epoch", type=int, help="in place of the recipe's, and the teacher's")
     add("--methods", nargs="+", help="some of the rows")
-    add("--regimes", nargs="+", type=int, help="images, in 1b labels, per class: other columns")
+    add("--regimes", nargs="+", type=_regime, help="images, in 1b labels, per class, or 'all'")
     add("--images-per-class", type=int, help="in 1b, with labels and without together")
     add("--seeds", type=int, help="how many, of the runs that are tested")
     add("--output", type=Path, default=Path("runs/tables"), help="folder (%(default)s)")

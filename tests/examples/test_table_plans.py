@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ pytest.importorskip("accelerate", reason="needs the examples extra")
 pytest.importorskip("torchvision", reason="needs the examples extra")
 pytest.importorskip("timm", reason="needs the examples extra")
 
+import tables
 from paper.datasets.small_images import FORMATS
 from paper.methods import TABLE_1, TABLE_2
 from paper.models import build_model
@@ -42,6 +44,17 @@ def test_the_dry_run_has_every_run_of_the_papers_tables_and_its_hours(table, stu
     assert float(lines[-1].split()[2]) == pytest.approx(hours, abs=0.1)
     assert "An estimate: " in lines[-1]
     assert "not measured" in lines[-1]
+
+
+def test_a_column_of_all_images_can_be_asked_for_but_not_in_1b(monkeypatch, capsys):
+    columns = ["--regimes", "5", "all", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--table", "2a", *columns])
+    tables.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-student-" in line]
+    assert [line.split("-student-")[1].split("-")[0] for line in lines] == 3 * ["5"] + 3 * ["all"]
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--table", "1b", *columns])
+    with pytest.raises(SystemExit, match=r"--regimes: expected numbers of labels.*got all"):
+        tables.main()
 
 
 def test_every_method_of_the_paper_has_a_grid_of_its_own_terms():
