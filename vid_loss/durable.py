@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever kills the process or the machine."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -10,6 +11,8 @@ PARTIAL = ".partial"
 def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Writes a file beside its place, brings it to the disk and renames it.
 
+    Several threads or processes may write one file: each in its turn, and whole.
+
     Args:
         path: the file; one that is there is replaced.
         data: its content.
@@ -18,18 +21,21 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         OSError: if that fails; nothing of it is left then, and an older file is as it was.
     """
     partial = path.with_name(path.name + PARTIAL)
+    file = _open_locked(partial)  # until it has its name, or is gone
     try:
-        with _open_locked(partial) as file:  # until it has its name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name == "posix":
-                os.replace(partial, path)
-        if os.name != "posix":  # Windows renames no file that is open
-            os.replace(partial, path)
+        file.truncate(0)  # what a killed writer left
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        _close_on_windows(file)
+        os.replace(partial, path)
     except BaseException:
+        with suppress(OSError):
+            _close_on_windows(file)
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        file.close()
     _sync(path.parent)
 
 
@@ -59,9 +65,9 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    """Makes a file that :func:`remove_abandoned` leaves alone until it is closed."""
+    """Makes a file that others leave alone until it is closed."""
     while True:
-        file = path.open("wb")
+        file = path.open("ab")  # which leaves it as it is: another may be at it
         _lock(file, wait=True)
         try:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -69,6 +75,12 @@ def _open_locked(path: Path) -> IO[bytes]:
         except FileNotFoundError:
             pass
         file.close()  # it was removed before it was locked
+
+
+def _close_on_windows(file: IO[bytes]) -> None:
+    """Closes a file where none that is open can be renamed or removed."""
+    if os.name != "posix":
+        file.close()
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> bool:
