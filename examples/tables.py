@@ -25,7 +25,7 @@ from paper.tables import report
 from paper.tables.cells import Cell, Record, Run, cells_of, models_of
 from paper.tables.estimate import dry_run
 from paper.tables.plans import Plan, plan_of
-from paper.tables.runner import Runner, check_data_set
+from paper.tables.runner import Runner, TooFewImagesError, check_data_set
 from paper.tables.workers import FinishedRuns, MixedRunsError, left, work
 from tqdm.auto import tqdm
 
@@ -49,12 +49,13 @@ def main() -> None:
     runner = Runner(accelerator, arguments.data, arguments.output, download=arguments.download)
     try:
         _fill(plan, runner)
-    except (FileNotFoundError, ConnectionError, MixedRunsError) as error:
+    except (FileNotFoundError, ConnectionError, MixedRunsError, TooFewImagesError) as error:
         sys.exit(str(error))
 
 
 def _fill(plan: Plan, runner: Runner) -> None:
     """Trains what is needed beforehand, then fills the table's cells."""
+    runner.check_regimes(plan)
     path = runner.output / f"{plan.table}-{plan.dataset}.jsonl"
     finished = FinishedRuns(path, runner.made_with(plan))
     if notice := finished.others("revision", runner.origin["revision"]):

@@ -1,3 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
 import pytest
 import torch
 
@@ -15,15 +19,19 @@ CPU = torch.device("cpu")
 RED = torch.tensor([200, 0, 0]).view(3, 1, 1)
 
 
-@pytest.fixture(scope="module")
-def clip_art(tmp_path_factory):
-    root, work = tmp_path_factory.mktemp("png"), tmp_path_factory.mktemp("work")
+def write(root: Path, each: int = 4) -> Path:
     for label, folder in enumerate(FOLDERS):
         (root / folder / "deeper").mkdir(parents=True)
-        for index in range(4):  # no two alike: twins are left out
+        for index in range(each):  # no two alike: twins are left out
             picture = Image.new("RGBA", (20 + label, 80 + index), (0, 0, 0, 0))
             picture.paste((200, 0, 0, 255), (2, 2, 10 + label, 60 + index))
             picture.save(root / folder / ("deeper" if index else ".") / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def clip_art(tmp_path_factory):
+    root, work = write(tmp_path_factory.mktemp("png")), tmp_path_factory.mktemp("work")
     return read_small_images("openclipart", root, work=work)
 
 
@@ -35,6 +43,25 @@ def test_pictures_lie_whole_and_on_white_in_a_square(clip_art):
     assert (pixels[:, :, :, [0, -1]] == 255).all()  # beside the picture, which is high
     assert (pixels[:, :, -1] >= 250).all()  # transparent
     assert ((pixels.int() - RED).abs().amax(1) < 5).flatten(1).any(1).all()
+
+
+def test_workers_that_start_together_read_the_same(tmp_path, clip_art):
+    root = write(tmp_path / "png")
+    start = Barrier(4)
+
+    def read(_):
+        start.wait()
+        return read_small_images("openclipart", root, work=tmp_path / "work")
+
+    with ThreadPoolExecutor(4) as pool:
+        for data in pool.map(read, range(4)):
+            assert torch.equal(data.train.pixels, clip_art.train.pixels)
+
+
+def test_a_folder_of_work_follows_the_pictures(tmp_path):
+    for name, each in (("one", 4), ("two", 5)):
+        data = read_small_images("openclipart", write(tmp_path / name, each), work=tmp_path / "w")
+        assert len(data.train.labels) + len(data.test.labels) == 21 * each
 
 
 def test_images_are_normalized_as_the_published_weights_want_it(clip_art):

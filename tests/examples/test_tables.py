@@ -138,6 +138,20 @@ def test_runs_of_other_data_or_another_recipe_are_not_mixed(monkeypatch, tmp_pat
     assert lines.read_text() == written
 
 
+@pytest.mark.parametrize(
+    ("table", "option", "count"),
+    [("1a", "--regimes", 87), ("1b", "--images-per-class", 87), ("1b", "--regimes", 500)],
+)
+def test_more_images_than_a_class_has_are_refused_before_anything_is_trained(
+    monkeypatch, tmp_path, table, option, count
+):
+    asked = ["--images-per-class", "20"] if option == "--regimes" else []
+    asked += ["--table", table, "--dataset", "digits", option, str(count)]
+    with pytest.raises(SystemExit, match=rf"{option}: expected at most 86 .*digits .*got {count}"):
+        run(monkeypatch, tmp_path, *asked)
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_of_another_student_are_not_mixed(monkeypatch, tmp_path):
     table = ("--table", "1a", "--dataset", "digits")
     run(monkeypatch, tmp_path, *table)

@@ -1,6 +1,7 @@
 """Debian's clip art as a data set: coloured pictures of 21 classes, in memory."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -62,13 +63,20 @@ def read_clip_art(root: Path, work: Path, size: int) -> tuple[tuple[Tensor, Tens
     classes = work / "classes"  # one beside the other, as the reader of class folders wants them
     classes.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
-        link = classes / Path(folder).name
-        if not link.is_symlink():
-            link.symlink_to((root / folder).resolve(), target_is_directory=True)
+        _link(classes / Path(folder).name, (root / folder).resolve())
     found = read_class_folders(
         classes, work / "copies", side=size, test_share=_TEST_SHARE, show_progress=False
     )
     return tuple(_tensors(part, size) for part in (found.train, found.test))
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Makes a link, or points it at another folder; other workers may do the same by now."""
+    if link.is_symlink() and link.readlink() == folder:
+        return
+    new = link.with_name(f".{link.name}-{uuid4().hex}")  # hidden: it is no class
+    new.symlink_to(folder, target_is_directory=True)
+    new.replace(link)
 
 
 def _tensors(images: ImageList, size: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -31,6 +32,10 @@ from .workers import kind_of
 READERS = {"cub200": read_cub, "mit67": read_mit67}
 
 
+class TooFewImagesError(ValueError):
+    """A class with fewer images than a column asks for."""
+
+
 class Runner:
     """Makes the runs of a table, one after the other.
 
@@ -50,6 +55,22 @@ class Runner:
         self.origin = origin(accelerator)
         self._read = cache(self._read_data)  # once for all runs
         self._digest = cache(lambda name: data_digest(self._read(name)))
+
+    def check_regimes(self, plan: Plan) -> None:
+        """Raises TooFewImagesError, before anything is trained, if a column cannot be had."""
+        data = self._read(plan.dataset)
+        labels = data.train.labels if isinstance(data, SmallImages) else data[0].labels
+        least = min(Counter(map(int, labels)).values())
+        asked = {"--regimes": [n for n in plan.regimes if n is not None]}
+        if plan.table == "1b" and plan.images_per_class is not None:
+            asked["--images-per-class"] = [plan.images_per_class]
+        for option, counts in asked.items():
+            if max(counts, default=0) > least:
+                raise TooFewImagesError(
+                    f"{option}: expected at most {least} images per class, as many as the "
+                    f"smallest class of {plan.dataset} has for training; got {max(counts)}. Ask "
+                    "for fewer; --regimes all takes what there is."
+                )
 
     def made_with(self, plan: Plan) -> dict[str, Record]:
         """Returns what a table's runs have in common, as :class:`FinishedRuns` asks for it."""
