@@ -1,14 +1,22 @@
 import gzip
+import hashlib
 import io
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from urllib.error import URLError
 
 import pytest
 
 pytest.importorskip("torchvision", reason="needs the examples extra")
 
-from paper.datasets import archives
+from _idx import write_miniature
+from paper.datasets import archives, small_images
 from paper.datasets.archives import check_digest, download, unpack
+from paper.datasets.small_images import read_small_images
 
 
 def cut(path: Path, size: int) -> None:
@@ -45,6 +53,81 @@ def test_a_download_that_stops_leaves_no_file(tmp_path, monkeypatch):
     assert not (tmp_path / "a.tgz").exists()
 
 
+def together(work, count: int = 4) -> None:
+    start = Barrier(count)
+
+    def one(_):
+        start.wait()
+        work()
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, range(count)))
+
+
+def test_programs_that_start_together_fetch_once_and_read_whole_files(tmp_path, monkeypatch):
+    fetched = []
+
+    def slow(url, root, filename):
+        fetched.append(url)
+        with Path(root, filename).open("wb") as file:
+            for _ in range(5):
+                file.write(b"some")
+                file.flush()
+                time.sleep(0.02)
+
+    monkeypatch.setattr(archives, "download_url", slow)
+    digest = f"md5:{hashlib.md5(5 * b'some').hexdigest()}"
+    together(lambda: download("http://h.invalid/a", tmp_path / "a.tgz", digest))
+    assert len(fetched) == 1
+
+
+def test_programs_that_start_together_unpack_whole_folders(tmp_path):
+    names = [f"top/{number}" for number in range(200)]
+    path = archive(tmp_path / "a.tgz", *map(tarfile.TarInfo, names))
+
+    def work():
+        unpack(path, "top", tmp_path / "folder")
+        assert len([*(tmp_path / "folder").iterdir()]) == len(names)
+
+    together(work)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_a_failed_download_of_small_images_says_what_to_put_where(tmp_path, monkeypatch, name):
+    def no_network(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", no_network)
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
+    with pytest.raises(ConnectionError, match=rf"download of {name}; got .*Fetch .* --data PATH"):
+        read_small_images(name, tmp_path, download=True)
+
+
+def test_small_images_that_are_there_are_not_fetched_even_where_nothing_can_be_written(
+    tmp_path, monkeypatch
+):
+    made = []
+
+    class Source:
+        def __init__(self, folder, *, train, download=False):
+            made.append(download)
+
+    monkeypatch.setitem(
+        small_images.FORMATS, "mnist", replace(small_images.FORMATS["mnist"], source=Source)
+    )
+    monkeypatch.setattr(small_images, "one_at_a_time", lambda path: pytest.fail("a lock"))
+    with pytest.raises(FileNotFoundError):  # no images in this folder
+        read_small_images("mnist", tmp_path, download=True)
+    assert made == [False, False]
+    write_miniature(tmp_path / "beside", each=2)
+    assert len(read_small_images("mnist", tmp_path / "beside", download=True).train.labels) == 20
+    assert made == [False, False]
+
+
+def left_in(folder: Path) -> set[str]:
+    return {x.name for x in folder.iterdir() if x.suffix != ".lock"}
+
+
 def archive(path: Path, *members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for member in members:
@@ -63,7 +146,7 @@ def test_an_archive_is_unpacked_to_its_folder(tmp_path):
     path = archive(tmp_path / "a.tgz", tarfile.TarInfo("extra"), tarfile.TarInfo("Top/x"))
     unpack(path, "Top", tmp_path / "data")
     assert (tmp_path / "data/x").read_bytes() == b"data"
-    assert {x.name for x in tmp_path.iterdir()} == {"a.tgz", "data"}
+    assert left_in(tmp_path) == {"a.tgz", "data"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +170,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, monkeypatch, 
     path = archive(tmp_path / "a.tgz", tarfile.TarInfo("Top/x"), *members)
     with pytest.raises(ValueError, match=r"a.tgz: expected .* stay in their folder; got ReadError"):
         unpack(path, "Top", tmp_path / "data")
-    assert {x.name for x in tmp_path.iterdir()} == {"a.tgz"}
+    assert left_in(tmp_path) == {"a.tgz"}
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -140,4 +223,4 @@ def test_a_damaged_archive_leaves_nothing(tmp_path, damage):
     top = "Other" if damage == "another folder" else "Top"
     with pytest.raises(ValueError, match=r"a.tgz: expected a readable archive"):
         unpack(path, top, tmp_path / "data")
-    assert {x.name for x in tmp_path.iterdir()} == {"a.tgz"}
+    assert left_in(tmp_path) == {"a.tgz"}

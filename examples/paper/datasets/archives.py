@@ -1,4 +1,7 @@
-"""Archives from the network: checked before they are opened, opened inside their folder."""
+"""Archives from the network: checked before they are opened, opened inside their folder.
+
+Programs that start together wait for the one that is at it, by a lock beside the file.
+"""
 
 import gzip
 import hashlib
@@ -13,6 +16,7 @@ from typing import IO
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from torchvision.datasets.utils import download_url
 
 _MAX_BYTES = 16 * 2**30  # of an archive, unpacked: MIT-67 has 2.4 GB
@@ -34,19 +38,31 @@ def download(url: str, path: Path, digest: str | None = None) -> None:
         ValueError: if what is there has another digest.
     """
     if not path.exists():
-        partial = path.with_name(path.name + ".partial")
-        partial.unlink(missing_ok=True)
-        print(f"{path}: {_size_of(url)} from {url}", file=sys.stderr)
-        try:
-            download_url(url, str(path.parent), filename=partial.name)
-        except (URLError, OSError, RuntimeError) as error:
-            raise ConnectionError(
-                f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
-                "network and put it there; --demo needs no download."
-            ) from error
-        partial.rename(path)
+        with one_at_a_time(path):
+            if not path.exists():  # fetched by another meanwhile
+                _fetch(url, path)
     if digest is not None:
         check_digest(path, digest)
+
+
+def one_at_a_time(path: Path) -> FileLock:
+    """Returns a lock for what is made at a path, which the operating system drops at a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def _fetch(url: str, path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    print(f"{path}: {_size_of(url)} from {url}", file=sys.stderr)
+    try:
+        download_url(url, str(path.parent), filename=partial.name)
+    except (URLError, OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
+            "network and put it there; --demo needs no download."
+        ) from error
+    partial.rename(path)
 
 
 def _size_of(url: str) -> str:
@@ -91,8 +107,13 @@ def unpack(archive: Path, top: str, folder: Path) -> None:
         ValueError: if a member is a link or would leave the folder, if the archive cannot be read
             to its end, or holds more than a data set of images does.
     """
-    if folder.exists():
-        return
+    if not folder.exists():
+        with one_at_a_time(folder):
+            if not folder.exists():  # unpacked by another meanwhile
+                _unpack(archive, top, folder)
+
+
+def _unpack(archive: Path, top: str, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from paper.weights import IMAGENET_MEAN, IMAGENET_STD
 
+from .archives import one_at_a_time
 from .clip_art import read_clip_art
 from .idx_files import read_idx
 
@@ -131,12 +133,12 @@ def read_small_images(
 
     Raises:
         FileNotFoundError: if it is not there: what to fetch, and where it goes.
+        ConnectionError: if it cannot be fetched: the same.
         ValueError: if a file of it is damaged.
     """
     form = FORMATS[name]
-    if download and form.source is not None:
-        for train in (True, False):
-            form.source(folder, train=train, download=True)
+    if download and form.source is not None and not _is_there(form.source, folder):
+        _fetch(name, folder)
     if name == "digits":
         parts = _digits(form.size)
     elif name.startswith("openclipart"):
@@ -150,6 +152,30 @@ def read_small_images(
     else:
         std, mean = torch.std_mean(parts[0].pixels.float(), dim=(0, 2, 3))
     return SmallImages(*parts, form, mean, std)
+
+
+def _is_there(source: Any, folder: Path) -> bool:
+    if any(folder.glob("train-images-idx3-ubyte*")):  # not in the folders that torchvision makes
+        return True
+    try:
+        for train in (True, False):
+            source(folder, train=train)
+    except RuntimeError:  # missing, or damaged
+        return False
+    return True
+
+
+def _fetch(name: str, folder: Path) -> None:
+    try:
+        with one_at_a_time(folder / name):  # torchvision fetches nothing that is there by then
+            for train in (True, False):
+                FORMATS[name].source(folder, train=train, download=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"{folder}: expected a download of {name}; got {reason}. Fetch {FORMATS[name].archive} "
+            "on a machine with a network, and name the folder that holds it: --data PATH."
+        ) from error
 
 
 def _cifar(name: str, folder: Path, train: bool) -> Images:
