@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ._own_rate import OwnRate
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
 from ._zeroing import Zeroing
 from .guards import inside_ddp, several_processes
@@ -85,12 +86,12 @@ class FirstStep:
         self._calls = self._looks = 0
         self._decided = self._compared = False
         self._stop: weakref.finalize[Any, Any] | None = None
+        self._own_rate = OwnRate(self._distiller)
         self._zeroing = Zeroing(self._distiller)
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
-        distiller = self._distiller()
-        if distiller is not None:
+        if (distiller := self._distiller()) is not None:
             self._shapes = [p.shape for p in distiller.losses.parameters()]
         hook = register_optimizer_step_pre_hook(_Hook(self))
         self._stop = weakref.finalize(self, hook.remove)
@@ -106,7 +107,7 @@ class FirstStep:
         elif self._decided and self._compared:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
-            self.settled = self._zeroing.look()
+            self.settled = self._own_rate.look() and self._zeroing.look()
         if self._compared or not self._weighs():
             return
         self._calls += 1
@@ -132,6 +133,7 @@ class FirstStep:
         in_use = bool(distiller.terms) and self._weighs()
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
         if heads.keys() & held:
+            self._own_rate.note(optimizer)
             self._zeroing.note(optimizer)
             self._look_at_heads(optimizer, heads, with_gradients)
         elif with_gradients and any(id(p) in held for p in distiller.student.parameters()):
@@ -169,8 +171,7 @@ class FirstStep:
         if self._decided or self._looks > _MOST_LOOKS:
             self._decided = True
         elif id(optimizer) in self._steps and not _held_by_any_optimizer(heads):
-            # Between two steps of the student's, an optimizer of their own would have stepped; if
-            # it steps more rarely, there is one.
+            # One of their own would have stepped in between; if it steps rarely, there is one.
             self._decided = True
             warnings.warn(_NOT_TRAINED, stacklevel=5)
 
@@ -180,10 +181,9 @@ class FirstStep:
         sharded = any(hasattr(p, "placements") for p in parameters)  # DTensor
         if not parameters or sharded or [p.shape for p in parameters] != self._shapes:
             return None
-        device = parameters[0].device
-        zero = torch.zeros((), device=device)
+        zero = torch.zeros((), device=parameters[0].device)
         norms = [zero if p.grad is None else p.grad.detach().float().norm() for p in parameters]
-        return torch.stack([norm.to(device) for norm in norms])
+        return torch.stack([norm.to(zero.device) for norm in norms])
 
     def _compare(self) -> None:
         """Compares with the other processes, once all have had a step with gradients."""

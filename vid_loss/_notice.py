@@ -141,7 +141,8 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
         return start + (
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own: "
             "distiller.add_to(optimizer, lr=5e-3), in place of distiller.parameters() in its "
-            "groups; or VIDTrainer(head_learning_rate=5e-3)."
+            "groups; or VIDTrainer(head_learning_rate=5e-3). A loop that sets every group's rate "
+            "is to leave theirs."
         )
     return start + (
         "The heads are trained, so the student's layer does not tell what the teacher's holds: "

@@ -51,9 +51,11 @@ class TrainedHeads(nn.Module):
 
     Attributes:
         weights: lambda of each pair by name.
+        own_rate: the learning rate that the heads were last given; None if the optimizer's.
     """
 
     weights: dict[str, float]
+    own_rate: float | None = None
 
     @property
     def largest_weight(self) -> float:
@@ -121,7 +123,9 @@ class TrainedHeads(nn.Module):
             One group, or two if there is a decay.
         """
         weight = self.largest_weight
-        return _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
+        groups = _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
+        self.own_rate = groups[0].get("lr") if groups else None
+        return groups
 
 
 def _groups_of(

@@ -1,0 +1,107 @@
+"""Loops that write the learning rates into the groups, the heads' too or not."""
+
+import warnings
+
+import pytest
+import torch
+from _distillers import images, make
+
+ADAM, SGD = torch.optim.Adam, torch.optim.SGD
+
+
+def to_all(groups, rate):
+    for group in groups:
+        group["lr"] = rate
+
+
+def by_depth(groups, rate):
+    for group in groups:
+        group["lr"] = rate * group.get("lr_scale", 1)
+
+
+def theirs_left(groups, rate):
+    to_all(groups[:-1], rate)
+
+
+def by_factor(groups, rate):
+    for group in groups:
+        group["lr"] = group.setdefault("base", group["lr"]) * rate
+
+
+def added(kind, student, distiller, lr="auto", decay=0.0):
+    first, *rest = student.parameters()
+    optimizer = kind([{"params": [first], "lr_scale": 0.5}, {"params": rest}], lr=1e-3)
+    distiller.add_to(optimizer, lr=lr, weight_decay=decay)
+    return optimizer
+
+
+def built(kind, student, distiller):
+    own = {"params": student.parameters()}
+    return kind([own, *distiller.parameter_groups()], lr=1e-3)
+
+
+def built_first(kind, student, distiller):
+    own = {"params": student.parameters()}
+    return kind([*distiller.parameter_groups(), own], lr=1e-3)
+
+
+def said(build, write, rates=(1e-4,) * 4, scheduler=None):
+    torch.manual_seed(0)
+    student, _, distiller = make()
+    optimizer = build(student, distiller)
+    scheduler = scheduler and scheduler(optimizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for rate in rates:
+            write(optimizer.param_groups, rate)
+            optimizer.zero_grad()
+            (student(images()).square().mean() + distiller(images())).backward()
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+    return [str(x.message) for x in caught]
+
+
+@pytest.mark.parametrize("kind", [ADAM, SGD])
+@pytest.mark.parametrize("write", [to_all, by_depth])
+@pytest.mark.parametrize("rates", [(1e-4,) * 4, (0, 0, 0, 1e-4, 1e-4, 1e-4)], ids=["", "from 0"])
+def test_one_rate_for_every_group_is_noticed_once(kind, write, rates):
+    (message,) = said(lambda s, d: added(kind, s, d), write, rates)
+    given = "5.0e-03" if kind is ADAM else "3.0e-01"
+    assert f"they were given, {given}; got 1.0e-04, as another group" in message
+    assert "optimizer.param_groups[:2]" in message
+
+
+@pytest.mark.parametrize(
+    ("build", "others"),
+    [
+        (lambda s, d: added(ADAM, s, d, decay=0.1), "[:2]"),
+        (lambda s, d: added(ADAM, s, d, lr=0.01), "[:2]"),
+        (lambda s, d: built(ADAM, s, d), "[:1]"),
+        (lambda s, d: built_first(ADAM, s, d), "[1:]"),
+    ],
+    ids=["two groups", "a rate that was asked for", "built", "built, the heads first"],
+)
+def test_the_message_names_the_groups_that_are_not_theirs(build, others):
+    (message,) = said(build, to_all)
+    assert f"optimizer.param_groups{others}" in message
+
+
+@pytest.mark.parametrize("write", [theirs_left, by_factor, lambda *_: None])
+@pytest.mark.parametrize("kind", [ADAM, SGD])
+@pytest.mark.parametrize("rates", [(0.1,) * 4, (0, 0, 0.1, 0.2)], ids=["", "from 0"])
+def test_nothing_is_said_where_they_keep_their_own(kind, write, rates):
+    assert said(lambda s, d: added(kind, s, d), write, rates) == []
+
+
+def test_nothing_is_said_where_they_have_none_of_their_own():
+    assert said(lambda s, d: added(ADAM, s, d, lr=None), to_all) == []
+    assert said(lambda s, d: ADAM([*s.parameters(), *d.parameters()], lr=1e-3), to_all) == []
+
+
+def test_nothing_is_said_of_what_a_scheduler_sets():
+    def one_cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=9)
+
+    build = lambda s, d: added(ADAM, s, d)  # noqa: E731  # as in the tables above
+    assert said(build, lambda *_: None, scheduler=one_cycle) == []

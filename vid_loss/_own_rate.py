@@ -1,0 +1,67 @@
+"""Whether the heads keep the learning rate of their own that they were given."""
+
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
+
+_MOST_LOOKS = 128  # a schedule may begin at 0, where every rate is the same
+_OVERWRITTEN = (
+    "Distiller: expected its heads at the learning rate of their own that they were given, "
+    "{given:.1e}; got {rate:.1e}, as another group. Where the loop sets the rate of every group, "
+    "let it leave theirs: for group in optimizer.param_groups[{others}]."
+)
+
+
+class OwnRate:
+    """Looks at the rates after the first step, and on while they are 0.
+
+    A loop that writes one rate into every group overwrites the heads'. Where a scheduler sets the
+    rates, which keeps each group's own in ``initial_lr``, nothing is looked at.
+    """
+
+    def __init__(self, distiller: "weakref.ref[Distiller]") -> None:
+        self._distiller = distiller
+        self._optimizer: weakref.ref[Optimizer] | None = None
+        self._looks = 0
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Notes an optimizer that steps on heads."""
+        self._optimizer = weakref.ref(optimizer)
+
+    def look(self) -> bool:
+        """Returns whether there is nothing more to look at; warns if theirs is another group's."""
+        distiller = self._distiller()
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if distiller is None or optimizer is None:
+            return True
+        given, groups = distiller.own_rate, optimizer.param_groups
+        if given in (None, optimizer.defaults.get("lr")) or not all(map(_is_set_by_hand, groups)):
+            return True
+        heads = {id(p) for p in distiller.parameters()}
+        theirs = [any(id(p) in heads for p in group["params"]) for group in groups]
+        if not any(theirs):
+            return True
+        first = theirs.index(True)
+        rate = float(groups[first]["lr"])
+        self._looks += 1
+        if not rate:
+            return self._looks > _MOST_LOOKS
+        others = [float(x["lr"]) for x, own in zip(groups, theirs, strict=True) if not own]
+        if rate != given and rate in others:
+            slice_ = f":{first}" if first else f"{theirs.index(False)}:"
+            message = _OVERWRITTEN.format(given=given, rate=rate, others=slice_)
+            warnings.warn(message, stacklevel=6)
+        return True
+
+
+def _is_set_by_hand(group: dict[str, Any]) -> bool:
+    """Whether no scheduler has set a group up, and its rate is on the host."""
+    rate = group.get("lr")
+    on_host = not rate.is_cuda if isinstance(rate, Tensor) else rate is not None
+    return on_host and "initial_lr" not in group
