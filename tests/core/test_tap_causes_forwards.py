@@ -54,6 +54,25 @@ def test_a_forward_past_the_models_hooks_is_told_from_none(call):
             advised.collect()
 
 
+def test_a_call_from_inside_the_students_own_forward_is_told_from_none():
+    class WithItsLoss(TinyCNN):
+        transfer = None
+
+        def forward(self, x):
+            logits = super().forward(x)
+            loss = logits.square().mean()
+            return logits, loss if self.transfer is None else loss + self.transfer(x)
+
+    student = WithItsLoss(4)
+    distiller = Distiller(student, TinyCNN(8), {"stage1": "stage1"}, example=images())
+    student.transfer = lambda x: distiller(x)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"it is still running. Call .* has returned"):
+            student(images())
+    student.transfer = None
+    (student(images())[1] + distiller(images())).backward()
+
+
 def test_a_layer_that_backward_runs_again_did_not_run_outside():
     class Checkpointed(nn.Module):
         def __init__(self):

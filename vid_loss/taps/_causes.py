@@ -37,6 +37,11 @@ def nothing_recorded(owner: str, recorder: Recorder, forward: Forward) -> str:
     """Says why there is no forward to take features from."""
     when = " in train mode with gradients on" if recorder.mode == "training" else ""
     first = f"The {owner} has not run forward{when} since its features were last taken"
+    if forward.armed:
+        return (
+            f"{first}: it is still running. Call distiller(...) after {owner}(...) has returned, "
+            "outside its forward."
+        )
     if forward.outside:
         return (
             f"{first}: its layer {forward.outside!r} ran, but not in a call of the {owner} "
