@@ -29,6 +29,7 @@ class OwnRate:
         self._distiller = distiller
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._looks = 0
+        self._settled = False
 
     def note(self, optimizer: Optimizer) -> None:
         """Notes an optimizer that steps on heads."""
@@ -36,6 +37,10 @@ class OwnRate:
 
     def look(self) -> bool:
         """Returns whether there is nothing more to look at; warns if theirs is another group's."""
+        self._settled = self._settled or self._compare()
+        return self._settled
+
+    def _compare(self) -> bool:
         distiller = self._distiller()
         optimizer = None if self._optimizer is None else self._optimizer()
         if distiller is None or optimizer is None:
@@ -56,7 +61,7 @@ class OwnRate:
         if rate != given and rate in others:
             slice_ = f":{first}" if first else f"{theirs.index(False)}:"
             message = _OVERWRITTEN.format(given=given, rate=rate, others=slice_)
-            warnings.warn(message, stacklevel=6)
+            warnings.warn(message, stacklevel=7)
         return True
 
 

@@ -45,7 +45,7 @@ def built_first(kind, student, distiller):
     return kind([*distiller.parameter_groups(), own], lr=1e-3)
 
 
-def said(build, write, rates=(1e-4,) * 4, scheduler=None):
+def said(build, write, rates=(1e-4,) * 4, scheduler=None, to_none=True):
     torch.manual_seed(0)
     student, _, distiller = make()
     optimizer = build(student, distiller)
@@ -54,11 +54,12 @@ def said(build, write, rates=(1e-4,) * 4, scheduler=None):
         warnings.simplefilter("always")
         for rate in rates:
             write(optimizer.param_groups, rate)
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=to_none)
             (student(images()).square().mean() + distiller(images())).backward()
             optimizer.step()
             if scheduler:
                 scheduler.step()
+    assert {x.filename for x in caught} <= {__file__}  # the line that calls the distiller
     return [str(x.message) for x in caught]
 
 
@@ -70,6 +71,10 @@ def test_one_rate_for_every_group_is_noticed_once(kind, write, rates):
     given = "5.0e-03" if kind is ADAM else "3.0e-01"
     assert f"they were given, {given}; got 1.0e-04, as another group" in message
     assert "optimizer.param_groups[:2]" in message
+
+
+def test_it_is_noticed_once_while_other_things_are_looked_at():
+    assert len(said(lambda s, d: added(ADAM, s, d), to_all, (1e-4,) * 8, to_none=False)) == 1
 
 
 @pytest.mark.parametrize(
