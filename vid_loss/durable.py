@@ -1,7 +1,9 @@
 """Files that are whole or absent, whatever kills the process or the machine."""
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -62,6 +64,36 @@ def remove_abandoned(folder: Path) -> None:
                     path.unlink()
         except OSError:  # gone by now, another user's, or open on Windows, which removes none such
             continue
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Takes a file's lock for a block, if no other process has it.
+
+    It is this process's own: a kill ends it, whatever goes on in processes that were forked.
+
+    Args:
+        path: the file, which is left there, empty.
+
+    Yields:
+        Whether no other has it, as far as is known: not on Windows, and not where nothing can be
+        written.
+    """
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except (ImportError, OSError):
+        yield True
+        return
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's is inherited
+        except OSError as error:
+            yield error.errno not in (errno.EACCES, errno.EAGAIN)  # or there are no locks here
+        else:
+            yield True
 
 
 def _open_locked(path: Path) -> IO[bytes]:

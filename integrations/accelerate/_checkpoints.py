@@ -3,7 +3,8 @@
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,31 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vid_loss.durable import rename_folder, write_whole
+from vid_loss.durable import rename_folder, taken, write_whole
 
 from ._manifest import damage_of, write_manifest
 
 _NAMES = re.compile(r"epoch-(\d+)")
 _LOOP_STATE, _PROCESSES = "loop.pt", "processes"
+_LOCK = ".lock"
+
+
+@contextmanager
+def alone(accelerator: Accelerator, output: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder for a block. Called by every process.
+
+    Raises:
+        ValueError: if another run is writing there.
+    """
+    with ExitStack() as stack:
+        main = accelerator.is_main_process
+        free = [stack.enter_context(taken(output / _LOCK)) if main else None]
+        if not broadcast_object_list(free)[0]:
+            raise ValueError(
+                f"train, output: expected a folder that no other run is writing; got {output}, "
+                "where one is. Wait for its end, end it, or name another output."
+            )
+        yield
 
 
 def save_checkpoint(

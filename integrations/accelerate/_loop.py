@@ -17,7 +17,7 @@ from vid_loss import DistillationModel, Distiller
 from vid_loss.guards import holds_all
 from vid_loss.subsets import labeled_cross_entropy
 
-from ._checkpoints import export_student, load_checkpoint, save_checkpoint
+from ._checkpoints import alone, export_student, load_checkpoint, save_checkpoint
 from ._evaluation import evaluate
 from ._means import LossMeans
 
@@ -115,47 +115,48 @@ def train(
 
     Raises:
         ValueError: if the order of the samples would not survive a resume, the distiller's
-            parameters are not in the optimizer, or another number of processes wrote the
-            checkpoint.
+            parameters are not in the optimizer, another number of processes wrote the
+            checkpoint, or another run is writing there.
     """
     _check(accelerator, optimizer, distiller)
-    if distiller is not None:
-        distiller.to(accelerator.device)  # and the teacher, which no engine knows of
-    model, optimizer, batches, validation_batches = accelerator.prepare(
-        _Alone(student) if distiller is None else DistillationModel(student, distiller),
-        optimizer,
-        train_loader,
-        validation_loader,
-    )
-    progress = _resume(accelerator, schedule, output)
-    steps = len(batches)
-    hidden = not (show_progress and accelerator.is_main_process)
-    with tqdm(
-        initial=progress.epoch * steps, total=epochs * steps, leave=False, disable=hidden
-    ) as bar:
-        for epoch in range(progress.epoch, epochs):
-            batches.set_epoch(epoch)
-            means = LossMeans()
-            for task in _train_steps(
-                accelerator,
-                model,
-                optimizer,
-                _samples(batches, distiller),
-                task_loss,
-                max_grad_norm,
-            ):
-                means.add({"task": task, **(distiller.terms if distiller else {})})
-                bar.update()
-                if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:  # hidden, n stays 0
-                    bar.set_postfix(means.last())
-            schedule.step()
-            validation = evaluate(accelerator, model, validation_batches).percent
-            losses = means.over_processes(accelerator)
-            progress.record(
-                {**losses, **_transfer(accelerator, distiller), "validation": validation}
-            )
-            accelerator.log(progress.history[-1], step=progress.epoch)
-            _save(accelerator, model, schedule, progress, output)
+    with alone(accelerator, output):
+        if distiller is not None:
+            distiller.to(accelerator.device)  # and the teacher, which no engine knows of
+        model, optimizer, batches, validation_batches = accelerator.prepare(
+            _Alone(student) if distiller is None else DistillationModel(student, distiller),
+            optimizer,
+            train_loader,
+            validation_loader,
+        )
+        progress = _resume(accelerator, schedule, output)
+        steps = len(batches)
+        hidden = not (show_progress and accelerator.is_main_process)
+        with tqdm(
+            initial=progress.epoch * steps, total=epochs * steps, leave=False, disable=hidden
+        ) as bar:
+            for epoch in range(progress.epoch, epochs):
+                batches.set_epoch(epoch)
+                means = LossMeans()
+                for task in _train_steps(
+                    accelerator,
+                    model,
+                    optimizer,
+                    _samples(batches, distiller),
+                    task_loss,
+                    max_grad_norm,
+                ):
+                    means.add({"task": task, **(distiller.terms if distiller else {})})
+                    bar.update()
+                    if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:  # hidden, n stays 0
+                        bar.set_postfix(means.last())
+                schedule.step()
+                validation = evaluate(accelerator, model, validation_batches).percent
+                losses = means.over_processes(accelerator)
+                progress.record(
+                    {**losses, **_transfer(accelerator, distiller), "validation": validation}
+                )
+                accelerator.log(progress.history[-1], step=progress.epoch)
+                _save(accelerator, model, schedule, progress, output)
     accelerator.free_memory()
     return progress
 

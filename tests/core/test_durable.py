@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vid_loss import durable
-from vid_loss.durable import PARTIAL, write_whole
+from vid_loss.durable import PARTIAL, taken, write_whole
 
 
 def test_a_file_that_several_write_is_whole_whenever_it_is_read(tmp_path):
@@ -79,3 +82,40 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
         write_whole(path, b"newer")
     assert path.read_bytes() == b"older"
     assert [*tmp_path.iterdir()] == [path]
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from vid_loss.durable import taken
+
+with taken(Path(sys.argv[1])) as free:
+    child = os.fork()  # as a loader's worker, which outlives a kill for some seconds
+    if child:
+        print(free, child, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_lock_is_had_by_one_process_and_ends_with_it(tmp_path):
+    path = tmp_path / "run/.lock"
+    command = [sys.executable, "-c", HOLDER, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        free, child = holder.stdout.readline().split()
+        try:
+            with taken(path) as free_as_well:
+                assert (free, free_as_well) == ("True", False)
+        finally:
+            holder.kill()
+        holder.wait(60)
+        try:
+            with taken(path) as free_now:
+                assert free_now
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
+def test_where_nothing_can_be_written_there_is_no_other_to_keep_out(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with taken(tmp_path / "file/.lock") as free:
+        assert free

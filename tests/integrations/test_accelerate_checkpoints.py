@@ -8,8 +8,9 @@ import torch
 pytest.importorskip("accelerate", reason="needs the accelerate extra")
 pytest.importorskip("safetensors", reason="needs the accelerate extra")
 
-from _accelerate import run
+from _accelerate import launch, run
 from safetensors.torch import load_file
+from torch import nn
 from vid_loss.integrations.accelerate import Accuracy, Progress, _manifest
 
 pytestmark = pytest.mark.usefixtures("fresh_state")
@@ -20,6 +21,22 @@ def test_exports_are_plain_students(accelerator, tmp_path):
     last = load_file(tmp_path / "last.safetensors")
     torch.testing.assert_close(last, dict(student.state_dict()), rtol=0, atol=0)
     assert load_file(tmp_path / "best.safetensors").keys() == student.state_dict().keys()
+
+
+def test_a_second_run_of_a_folder_is_refused_and_the_first_goes_on(accelerator, tmp_path):
+    """Both would write the same checkpoint: of this run's model and that run's optimizer."""
+    others = []
+
+    def task_loss(logits, labels):
+        if not others:
+            others.append(launch(tmp_path))
+        return nn.functional.cross_entropy(logits, labels)
+
+    progress, _, _ = run(accelerator, tmp_path, task_loss=task_loss)
+    assert "train, output: expected a folder that no other run is writing" in others[0].stderr
+    assert not (tmp_path / "end-0.pt").exists()
+    assert progress.epoch == 2
+    run(accelerator, tmp_path, epochs=3)  # once it has ended, another may
 
 
 def test_best_is_the_last_of_equally_good_epochs():
