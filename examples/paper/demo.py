@@ -10,6 +10,7 @@ A teacher of 0 to 4 alone has nothing to teach here: linear classifiers of 5 to 
 its features than on those of a network with random weights.
 """
 
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from .datasets.archives import one_at_a_time
 from .datasets.photograph_loaders import photograph_loaders
 from .datasets.photographs import ImageList
 from .settings import Settings
@@ -87,10 +89,8 @@ def run_demo(
         ("student", student_digits, STUDENT),
     ):
         folder = output / "data" / owner
-        if accelerator.is_main_process and not folder.exists():
-            partial = folder.with_name(owner + ".partial")
-            write(partial, digits())
-            partial.rename(folder)
+        if accelerator.is_main_process:
+            _write_once(folder, write, digits)
         accelerator.wait_for_everyone()
         with accelerator.main_process_first():  # it may write copies
             data[owner] = read(folder, settings)
@@ -111,6 +111,16 @@ def run_demo(
             results.setdefault(method, []).append(result)
             accelerator.print(f"{method}, seed {run_seed}: {result.test.percent:.1f} %")
     return results
+
+
+def _write_once(folder: Path, write: Writer, digits: Callable[[], Digits]) -> None:
+    if not folder.exists():
+        with one_at_a_time(folder):
+            if not folder.exists():  # written by another program meanwhile
+                partial = folder.with_name(folder.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                write(partial, digits())
+                partial.rename(folder)
 
 
 def table(results: dict[str, list[Result]]) -> str:

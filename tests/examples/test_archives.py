@@ -3,10 +3,8 @@ import hashlib
 import io
 import tarfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
 from urllib.error import URLError
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 pytest.importorskip("torchvision", reason="needs the examples extra")
 
 from _idx import write_miniature
+from _together import together
 from paper.datasets import archives, small_images
 from paper.datasets.archives import check_digest, download, unpack
 from paper.datasets.small_images import read_small_images
@@ -42,6 +41,12 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
         download("http://h/a", tmp_path / "a.tgz", "md5:00")
 
 
+def test_where_nothing_can_be_written_a_download_says_what_to_put_where(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConnectionError, match=r"a.tgz: expected .* Fetch http://h.invalid/a on"):
+        download("http://h.invalid/a", tmp_path / "file/a.tgz")
+
+
 def test_a_download_that_stops_leaves_no_file(tmp_path, monkeypatch):
     def half(url, root, filename):
         Path(root, filename).write_bytes(b"half")
@@ -51,17 +56,6 @@ def test_a_download_that_stops_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(ConnectionError, match="connection lost"):
         download("http://h/a", tmp_path / "a.tgz")
     assert not (tmp_path / "a.tgz").exists()
-
-
-def together(work, count: int = 4) -> None:
-    start = Barrier(count)
-
-    def one(_):
-        start.wait()
-        work()
-
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(one, range(count)))
 
 
 def test_programs_that_start_together_fetch_once_and_read_whole_files(tmp_path, monkeypatch):
@@ -122,6 +116,15 @@ def test_small_images_that_are_there_are_not_fetched_even_where_nothing_can_be_w
     write_miniature(tmp_path / "beside", each=2)
     assert len(read_small_images("mnist", tmp_path / "beside", download=True).train.labels) == 20
     assert made == [False, False]
+
+
+@pytest.mark.parametrize("size", [0, 3, 12, -5])
+def test_damaged_small_images_are_named_and_not_called_a_failed_download(tmp_path, size):
+    write_miniature(tmp_path / "MNIST/raw", each=2, suffix="")
+    damaged = tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte"
+    damaged.write_bytes(damaged.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte: expected .* Fetch the file"):
+        read_small_images("mnist", tmp_path, download=True)
 
 
 def left_in(folder: Path) -> set[str]:

@@ -38,9 +38,15 @@ def download(url: str, path: Path, digest: str | None = None) -> None:
         ValueError: if what is there has another digest.
     """
     if not path.exists():
-        with one_at_a_time(path):
-            if not path.exists():  # fetched by another meanwhile
-                _fetch(url, path)
+        try:
+            with one_at_a_time(path):
+                if not path.exists():  # fetched by another meanwhile
+                    _fetch(url, path)
+        except (URLError, OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
+                "network and put it there; --demo needs no download."
+            ) from error
     if digest is not None:
         check_digest(path, digest)
 
@@ -55,13 +61,7 @@ def _fetch(url: str, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
     print(f"{path}: {_size_of(url)} from {url}", file=sys.stderr)
-    try:
-        download_url(url, str(path.parent), filename=partial.name)
-    except (URLError, OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
-            "network and put it there; --demo needs no download."
-        ) from error
+    download_url(url, str(path.parent), filename=partial.name)
     partial.rename(path)
 
 

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from vid_loss.durable import write_whole
+
 SECTIONS = ("admin", "games", "graphics", "net", "science", "sound")
 _FIELD = re.compile(r"^(Section|Description(?:-en)?): (.+)$", re.MULTILINE)
 
@@ -39,9 +41,7 @@ def read_texts(kept: Path, packages: Path | None) -> list[tuple[str, str]]:
                 "of 'apt-cache dumpavail' on a Debian machine, and name it: --packages FILE."
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
-        aside = kept.with_name(kept.name + ".partial")
-        aside.write_text(json.dumps(sorted(found.items())))
-        aside.rename(kept)
+        write_whole(kept, json.dumps(sorted(found.items())).encode())
     return [(text, section) for text, section in json.loads(kept.read_text())]
 
 

@@ -157,6 +157,10 @@ def read_small_images(
 def _is_there(source: Any, folder: Path) -> bool:
     if any(folder.glob("train-images-idx3-ubyte*")):  # not in the folders that torchvision makes
         return True
+    if (raw := folder / source.__name__ / "raw").is_dir():  # damaged ones are named when read
+        kinds = ("images-idx3", "labels-idx1")
+        names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in kinds]
+        return all((raw / name).exists() for name in names)
     try:
         for train in (True, False):
             source(folder, train=train)

@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, default_collate
 
+from paper.datasets.archives import one_at_a_time
 from vid_loss import Distiller
 from vid_loss.cache import FixedAugmentations
 
@@ -24,17 +25,24 @@ def load_task(name: str, places: Places) -> Task:
 
 
 def prepare_teacher(name: str, places: Places, steps: int | None) -> None:
-    """Trains a task's teacher on all but the validation samples, unless that was done before."""
+    """Trains a task's teacher on all but the validation samples, unless that was done before.
+
+    Programs that start together wait for the one that is at it.
+    """
     task, file = load_task(name, places), _teacher_file(name, places, steps)
-    if file.exists():
-        return
+    if not file.exists():
+        with one_at_a_time(file):
+            if not file.exists():  # trained by another meanwhile
+                _train_teacher(task, steps, file)
+
+
+def _train_teacher(task: Task, steps: int | None, file: Path) -> None:
     torch.manual_seed(0)
     teacher, (_, batch_size, lr) = task.teacher(), task.teaching
     samples = (training_labels(task) >= 0).nonzero().flatten()
     optimizer = AdamW(teacher.parameters(), lr=lr)
     for _ in train(teacher, task, samples, optimizer, steps or task.teaching.steps, batch_size):
         pass
-    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".partial")
     torch.save(teacher.state_dict(), aside)
     aside.rename(file)
