@@ -13,7 +13,8 @@ PARTIAL = ".partial"
 def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Writes a file beside its place, brings it to the disk and renames it.
 
-    Several threads or processes may write one file: each in its turn, and whole.
+    Several threads or processes may write one file: each in its turn, and whole. Not on Windows,
+    nor where there are no locks.
 
     Args:
         path: the file; one that is there is replaced.
@@ -60,7 +61,8 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob("*" + PARTIAL):
         try:
             with path.open("r+b") as file:
-                if _lock(file, wait=False):  # or its writer is alive
+                # Else its writer is alive, or it has its name by now and this is another's.
+                if _lock(file, wait=False) and _is_at(file, path):
                     path.unlink()
         except OSError:  # gone by now, another user's, or open on Windows, which removes none such
             continue
@@ -102,11 +104,15 @@ def _open_locked(path: Path) -> IO[bytes]:
         file = path.open("ab")  # which leaves it as it is: another may be at it
         _lock(file, wait=True)
         try:
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 return file
         except FileNotFoundError:
             pass
         file.close()  # it was removed before it was locked
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _close_on_windows(file: IO[bytes]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vid_loss import durable
-from vid_loss.durable import PARTIAL, taken, write_whole
+from vid_loss.durable import PARTIAL, remove_abandoned, taken, write_whole
 
 
 def test_a_file_that_several_write_is_whole_whenever_it_is_read(tmp_path):
@@ -67,6 +67,24 @@ def test_what_a_killed_writer_left_is_no_part_of_the_next_file(tmp_path):
     path.with_name(f"file{PARTIAL}").write_bytes(b"half of a longer one")
     write_whole(path, b"whole")
     assert path.read_bytes() == b"whole"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_who_removes_what_was_abandoned_takes_nothing_from_the_next_writer(tmp_path, monkeypatch):
+    path, lock = tmp_path / "file", durable._lock
+    partial = path.with_name(f"file{PARTIAL}")
+    partial.write_bytes(b"first")
+
+    def locks(file, *, wait):
+        partial.replace(path)  # since it was opened
+        partial.write_bytes(b"second, at which another writer is")
+        return lock(file, wait=wait)
+
+    monkeypatch.setattr(durable, "_lock", locks)
+    remove_abandoned(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, partial.name}
+    monkeypatch.undo()
+    remove_abandoned(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
 
 
