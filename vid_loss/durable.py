@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
+_TAKEN: set[tuple[int, Path]] = set()
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
@@ -70,7 +71,7 @@ def remove_abandoned(folder: Path) -> None:
 
 @contextmanager
 def taken(path: Path) -> Iterator[bool]:
-    """Takes a file's lock for a block, if no other process has it.
+    """Takes a file's lock for a block, if no other process has it; this one may take it twice.
 
     It is this process's own: a kill ends it, whatever goes on in processes that were forked.
 
@@ -81,6 +82,10 @@ def taken(path: Path) -> Iterator[bool]:
         Whether no other has it, as far as is known: not on Windows, and not where nothing can be
         written.
     """
+    own = (os.getpid(), path.absolute())
+    if own in _TAKEN:  # whoever closes the file a second time would give it back
+        yield True
+        return
     try:
         import fcntl
 
@@ -90,12 +95,18 @@ def taken(path: Path) -> Iterator[bool]:
         yield True
         return
     with file:
+        free = True
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's is inherited
         except OSError as error:
-            yield error.errno not in (errno.EACCES, errno.EAGAIN)  # or there are no locks here
-        else:
-            yield True
+            free = error.errno not in (errno.EACCES, errno.EAGAIN)  # or there are no locks here
+        if free:
+            _TAKEN.add(own)
+        try:
+            yield free
+        finally:
+            if free:
+                _TAKEN.discard(own)
 
 
 def _open_locked(path: Path) -> IO[bytes]:

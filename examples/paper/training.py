@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from vid_loss.integrations.accelerate import Accuracy, Progress, evaluate, train
+from vid_loss.integrations.accelerate import Accuracy, Progress, alone, evaluate, train
 
 from vid_loss import Distiller
 from vid_loss.cache import FeatureCache
@@ -65,7 +65,18 @@ def train_student(
     Returns:
         How it went: the best accuracy on the validation data, and every epoch's diagnostics.
     """
-    _keep_settings(accelerator, settings, output)
+    with alone(accelerator, output):
+        _keep_settings(accelerator, settings, output)
+        return _train(accelerator, settings, loaders, output, show_progress)
+
+
+def _train(
+    accelerator: Accelerator,
+    settings: Settings,
+    loaders: Loaders,
+    output: Path,
+    show_progress: bool,
+) -> Progress:
     set_seed(settings.seed)
     student = _student(settings, loaders.classes)
     distiller = _distiller(settings, student)

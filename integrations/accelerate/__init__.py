@@ -10,7 +10,8 @@ except ImportError as error:
         'pip install "vid-loss[accelerate]"'
     ) from error
 
+from ._checkpoints import alone
 from ._evaluation import Accuracy, evaluate
 from ._loop import Progress, train
 
-__all__ = ["Accuracy", "Progress", "evaluate", "train"]
+__all__ = ["Accuracy", "Progress", "alone", "evaluate", "train"]

@@ -27,6 +27,12 @@ _LOCK = ".lock"
 def alone(accelerator: Accelerator, output: Path) -> Iterator[None]:
     """Keeps other runs out of a run's folder for a block. Called by every process.
 
+    ``train`` does it; a program that writes there beforehand does it around both.
+
+    Args:
+        accelerator: of the run.
+        output: its folder.
+
     Raises:
         ValueError: if another run is writing there.
     """

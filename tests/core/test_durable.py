@@ -108,6 +108,8 @@ from pathlib import Path
 from vid_loss.durable import taken
 
 with taken(Path(sys.argv[1])) as free:
+    if sys.argv[2:]:
+        sys.exit(print(free))
     child = os.fork()  # as a loader's worker, which outlives a kill for some seconds
     if child:
         print(free, child, flush=True)
@@ -129,6 +131,10 @@ def test_a_lock_is_had_by_one_process_and_ends_with_it(tmp_path):
         try:
             with taken(path) as free_now:
                 assert free_now
+                with taken(path) as twice:
+                    assert twice
+                other = subprocess.run([*command, "ends"], stdout=subprocess.PIPE, check=True)
+                assert other.stdout.split()[0] == b"False"
         finally:
             os.kill(int(child), signal.SIGKILL)
 

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,33 @@ def test_a_run_reads_the_data_set_and_refuses_other_settings_in_its_folder(monke
     again = (*SMALL, "--method", "student", "--output", "runs/cub/wrn-10-1-resnet34-5-seed0")
     with pytest.raises(SystemExit, match=r"settings.json: .* Choose another --output"):
         run(monkeypatch, CUB, *again)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from vid_loss.durable import taken
+
+with taken(Path(sys.argv[1])):
+    print("taken", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_that_lives_keeps_its_settings(monkeypatch):
+    """Once it has ended, the other would go on from its checkpoint, as if it were its own."""
+    write_cub(Path("data/CUB"), few_digits())
+    settings = Path("out/student/settings.json")
+    settings.parent.mkdir(parents=True)
+    settings.write_text("of a run in its first epoch")
+    command = [sys.executable, "-c", HOLDER, "out/student/.lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(SystemExit, match="a folder that no other run is writing"):
+            run(monkeypatch, CUB, *SMALL, "--method", "student", "--output", "out")
+        holder.communicate()
+    assert settings.read_text() == "of a run in its first epoch"
+    run(monkeypatch, CUB, *SMALL, "--method", "student", "--output", "out")
 
 
 def test_missing_weights_are_named_alone_and_the_run_may_begin_anew(monkeypatch, capsys):
