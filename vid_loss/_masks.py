@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ._padding import (
+    Moves,
     flattened,
     flattened_pairs,
     for_no_pair,
     is_of,
     mask_of_decoder,
+    moved_with,
     of_other_positions,
     padding_counts,
 )
@@ -24,7 +26,6 @@ from .pairs import Pair
 _USUAL = "attention_mask"
 _PADDING = "key_padding_mask"  # torch's own, which is set where nothing counts
 _Read = Callable[..., Mapping[str, Tensor]]
-_Moves = Callable[[str, Tensor, Mapping[str, Any]], bool]  # by name, tensor and what it is in
 
 
 class Masks:
@@ -146,26 +147,27 @@ class Masks:
             self._warn_of_flattened()
         if mask is None or not (names or self._flattened):
             return
-        shape = mask.shape
-
-        def masked(name: str, tensor: Tensor, _: Mapping[str, Any]) -> bool:
-            return tensor.shape[:2] == shape and "mask" not in name
-
-        def decoded(name: str, tensor: Tensor, siblings: Mapping[str, Any]) -> bool:
-            # Labels become a decoder's inputs; no feature of another model changes with them.
-            is_decoded = name == "labels" or name.startswith("decoder_")
-            return is_decoded and siblings.get("attention_mask") is mask
-
+        masked, decoded = moved_with(mask)
         of_mask = _changed(features, read, args, kwargs, masked)
         of_decoder = _changed(features, read, args, kwargs, decoded)
         for name in names:
             layer = self._pairs[name].student
             if of_mask is not None and layer not in of_mask:
                 self.unlike.add(name)
-            elif self._shapes[name][1] != shape[1] or layer in (of_decoder or ()):
+            elif self._shapes[name][1] != mask.shape[1] or layer in (of_decoder or ()):
                 self.unlike.add(name)
                 found = of_other_positions(self._pairs[name], mask, self._shapes[name])
                 warnings.warn(found, stacklevel=4)
+        self._place_flattened(mask, kwargs, of_mask, of_decoder)
+
+    def _place_flattened(
+        self,
+        mask: Tensor,
+        kwargs: Mapping[str, Any],
+        of_mask: set[str] | None,
+        of_decoder: set[str] | None,
+    ) -> None:
+        """Tells which mask the flattened pairs are of, and forgets those that are of none."""
         layers = {name: self._pairs[name].student for name in self._flattened}
         for name, layer in layers.items():
             if layer in (of_decoder or ()):
@@ -221,7 +223,7 @@ def _changed(
     read: _Read,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    moves: _Moves,
+    moves: Moves,
 ) -> set[str] | None:
     """Returns the layers that change when some inputs do; None if that cannot be found out."""
     moved: list[bool] = []

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .datasets.archives import one_at_a_time
 from .datasets.photograph_loaders import photograph_loaders
 from .datasets.photographs import ImageList
+from .once import make_once
 from .settings import Settings
 from .training import Result, train_and_test
 
@@ -114,13 +114,13 @@ def run_demo(
 
 
 def _write_once(folder: Path, write: Writer, digits: Callable[[], Digits]) -> None:
-    if not folder.exists():
-        with one_at_a_time(folder):
-            if not folder.exists():  # written by another program meanwhile
-                partial = folder.with_name(folder.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                write(partial, digits())
-                partial.rename(folder)
+    def make() -> None:
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial, digits())
+        partial.rename(folder)
+
+    make_once(folder, make)
 
 
 def table(results: dict[str, list[Result]]) -> str:

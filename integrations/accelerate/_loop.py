@@ -136,25 +136,15 @@ def train(
         ) as bar:
             for epoch in range(progress.epoch, epochs):
                 batches.set_epoch(epoch)
-                means = LossMeans()
-                for task in _train_steps(
-                    accelerator,
-                    model,
-                    optimizer,
-                    _samples(batches, distiller),
-                    task_loss,
-                    max_grad_norm,
-                ):
-                    means.add({"task": task, **(distiller.terms if distiller else {})})
-                    bar.update()
-                    if not hidden and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:  # hidden, n stays 0
-                        bar.set_postfix(means.last())
+                samples = _samples(batches, distiller)
+                tasks = _train_steps(
+                    accelerator, model, optimizer, samples, task_loss, max_grad_norm
+                )
+                losses = _means(accelerator, tasks, distiller, bar)
                 schedule.step()
                 validation = evaluate(accelerator, model, validation_batches).percent
-                losses = means.over_processes(accelerator)
-                progress.record(
-                    {**losses, **_transfer(accelerator, distiller), "validation": validation}
-                )
+                found = _transfer(accelerator, distiller)
+                progress.record({**losses, **found, "validation": validation})
                 accelerator.log(progress.history[-1], step=progress.epoch)
                 _save(accelerator, model, schedule, progress, output)
     accelerator.free_memory()
@@ -192,6 +182,19 @@ def _train_steps(
             optimizer.step()
             optimizer.zero_grad()
         yield task.detach()
+
+
+def _means(
+    accelerator: Accelerator, tasks: Iterable[Tensor], distiller: Distiller | None, bar: Any
+) -> dict[str, float]:
+    """Goes through an epoch's steps; returns the means of their losses over all processes."""
+    means = LossMeans()
+    for task in tasks:
+        means.add({"task": task, **(distiller.terms if distiller else {})})
+        bar.update()
+        if not bar.disable and bar.n % _STEPS_BETWEEN_DISPLAYS == 0:  # hidden, n stays 0
+            bar.set_postfix(means.last())
+    return means.over_processes(accelerator)
 
 
 def _transfer(accelerator: Accelerator, distiller: Distiller | None) -> dict[str, float]:

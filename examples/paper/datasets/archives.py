@@ -16,8 +16,9 @@ from typing import IO
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from filelock import FileLock
 from torchvision.datasets.utils import download_url
+
+from paper.once import make_once
 
 _MAX_BYTES = 16 * 2**30  # of an archive, unpacked: MIT-67 has 2.4 GB
 _MAX_FILES = 10**6
@@ -37,24 +38,15 @@ def download(url: str, path: Path, digest: str | None = None) -> None:
         ConnectionError: if it cannot be fetched: what to put where.
         ValueError: if what is there has another digest.
     """
-    if not path.exists():
-        try:
-            with one_at_a_time(path):
-                if not path.exists():  # fetched by another meanwhile
-                    _fetch(url, path)
-        except (URLError, OSError, RuntimeError) as error:
-            raise ConnectionError(
-                f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
-                "network and put it there; --demo needs no download."
-            ) from error
+    try:
+        make_once(path, lambda: _fetch(url, path))
+    except (URLError, OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"{path}: expected a download; got {error}. Fetch {url} on a machine with a "
+            "network and put it there; --demo needs no download."
+        ) from error
     if digest is not None:
         check_digest(path, digest)
-
-
-def one_at_a_time(path: Path) -> FileLock:
-    """Returns a lock for what is made at a path, which the operating system drops at a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -107,10 +99,7 @@ def unpack(archive: Path, top: str, folder: Path) -> None:
         ValueError: if a member is a link or would leave the folder, if the archive cannot be read
             to its end, or holds more than a data set of images does.
     """
-    if not folder.exists():
-        with one_at_a_time(folder):
-            if not folder.exists():  # unpacked by another meanwhile
-                _unpack(archive, top, folder)
+    make_once(folder, lambda: _unpack(archive, top, folder))
 
 
 def _unpack(archive: Path, top: str, folder: Path) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from paper.once import one_at_a_time
 from paper.weights import IMAGENET_MEAN, IMAGENET_STD
 
-from .archives import one_at_a_time
 from .clip_art import read_clip_art
 from .idx_files import read_idx
 

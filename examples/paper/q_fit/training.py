@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, default_collate
 
-from paper.datasets.archives import one_at_a_time
+from paper.once import make_once
 from vid_loss import Distiller
 from vid_loss.cache import FixedAugmentations
 
@@ -30,10 +30,7 @@ def prepare_teacher(name: str, places: Places, steps: int | None) -> None:
     Programs that start together wait for the one that is at it.
     """
     task, file = load_task(name, places), _teacher_file(name, places, steps)
-    if not file.exists():
-        with one_at_a_time(file):
-            if not file.exists():  # trained by another meanwhile
-                _train_teacher(task, steps, file)
+    make_once(file, lambda: _train_teacher(task, steps, file))
 
 
 def _train_teacher(task: Task, steps: int | None, file: Path) -> None:
