@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ._axes import Side, check_axes
-from ._masks import Masks
 from ._offline import Offline
 from .calls import explained, positional
+from .dimensions import Masks, Side, check_axes
 from .pairs import Pair
-from .taps import FeatureTap, Given
+from .taps import FeatureTap, Given, changed_in_place
 from .teacher import Teacher
 
 _EXAMPLE = (
@@ -34,6 +33,7 @@ def read_example(
     """Runs both models on the example, and looks at the axes and the masks of their features.
 
     Raises:
+        RuntimeError: if a model changes the example in place.
         ValueError: if a pair's feature has another order of axes than its loss expects.
     """
     args, kwargs = given.args, given.kwargs
@@ -44,12 +44,14 @@ def read_example(
         if found is None:
             raise
         raise found from error
+    if given.numbers_changed():
+        raise RuntimeError(changed_in_place("student"))
     check = [Side("student", tap.model, student, tap.read)]
     if isinstance(teacher, Offline):
         taught = teacher.take_example()
         check.append(Side("teacher", None, taught, lambda *_, **__: taught))
     else:
-        taught, reads = teacher.features(given), _reader(teacher)
+        taught, reads = teacher.features(Given(args, kwargs)), _reader(teacher)
         check.append(Side("teacher", teacher.tap.model, taught, reads))
     masks = Masks(pairs, student, taught, positional(tap.model))
     for side in check:

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from ._absent import Absent
 from ._arguments import check_models, check_options, checked_features
 from ._example import read_example
-from ._features import Features
-from ._first_step import FirstStep, Loaded
 from ._offline import Offline, source_of
 from .cache import FeatureCache
 from .guards import undisturbed, without_data_parallel
 from .names import pairs_by_name
+from .optimizer import FirstStep, Loaded
 from .pairs import Pair
 from .taps import FeatureTap, Given, unwrap
 from .teacher import Inputs, as_call
-from .terms import PairTerms
+from .terms import Features, PairTerms
 
 
 class Distiller(PairTerms):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ._advice import advice, told
-from ._checks import check_callable, check_names, check_transform
+from .advice import advice, told
+from .checks import check_callable, check_names, check_transform
 from .losses import VIDLoss
 from .losses.layouts import to_layout
 

@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from vid_loss.distiller import Distiller
 from vid_loss.guards import holds_all
-from vid_loss.rates import head_learning_rate
+from vid_loss.optimizer import head_learning_rate
 
 
 def give_heads_groups(
@@ -19,7 +19,7 @@ def give_heads_groups(
     Args:
         optimizer: holds the heads among other parameters, or nothing of them.
         distiller: has the heads.
-        learning_rate: theirs; :func:`~vid_loss.rates.head_learning_rate` if None.
+        learning_rate: theirs; :func:`~vid_loss.optimizer.head_learning_rate` if None.
     """
     heads = {id(parameter) for parameter in distiller.parameters()}
     for parameter, own in _layerwise(optimizer).items():

@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
 from vid_loss.losses import VIDLoss
-from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_STEP, head_learning_rate
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP, head_learning_rate
 
 from ._groups import param_groups_vid
 from ._task import VIDTask

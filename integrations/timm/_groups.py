@@ -6,7 +6,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import unwrap_model
 from torch import nn
 
-from vid_loss.rates import HEAD_LEARNING_RATE
+from vid_loss.optimizer import HEAD_LEARNING_RATE
 
 
 def param_groups_vid(

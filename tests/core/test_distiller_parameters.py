@@ -9,7 +9,7 @@ from _models import images
 from torch import nn
 
 from vid_loss import KDLoss, Pair, VIDLoss
-from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_STEP
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP
 
 
 def test_parameter_groups_keep_variances_norms_and_biases_from_decay():

@@ -61,7 +61,7 @@ def test_weight_zero_gives_every_head_a_gradient_where_engines_wait_for_it(
 ):
     """Among several processes, DDP waits for the gradient of each parameter: 0, even beside NaN."""
     student, teacher, distiller = make([Pair("stage1", "stage1", 0.0), *others])
-    monkeypatch.setattr("vid_loss.terms.several_processes", lambda: True)
+    monkeypatch.setattr("vid_loss.terms._pair_terms.several_processes", lambda: True)
     if spoilt == "teacher":
         teacher.stage1[2].register_forward_hook(lambda *x: torch.full_like(x[2], torch.nan))
         teacher.stage2[2].register_forward_hook(lambda *x: torch.ones_like(x[2]))

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from vid_loss import DistillationModel, KDLoss, Pair, _first_step
+from vid_loss import DistillationModel, KDLoss, Pair
+from vid_loss.optimizer import _first_step
 
 pytestmark = pytest.mark.usefixtures("no_hooks_of_other_tests")
 

@@ -97,7 +97,7 @@ def test_nothing_is_said_of_a_layer_that_is_trained_or_off(options):
 
 def test_while_a_cuda_graph_is_made_nothing_is_sent(monkeypatch):
     captured = True
-    monkeypatch.setattr("vid_loss._notice.is_captured", lambda _: captured)
+    monkeypatch.setattr("vid_loss.terms._notice.is_captured", lambda _: captured)
     assert train(320) == []
     captured = False
     assert len(train(320)) == 1

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from _distillers import LABELS, make
 from _models import TokenNet, images
 
-from vid_loss import DistillationModel, Distiller, FitNetLoss, KDLoss, Pair, _finite
+from vid_loss import DistillationModel, Distiller, FitNetLoss, KDLoss, Pair
+from vid_loss.terms import _finite
 
 
 def overflow(teacher, layer, where=(0, 0), value=torch.inf):

@@ -104,9 +104,34 @@ def test_nothing_is_said_where_they_have_none_of_their_own():
     assert said(lambda s, d: ADAM([*s.parameters(), *d.parameters()], lr=1e-3), to_all) == []
 
 
-def test_nothing_is_said_of_what_a_scheduler_sets():
-    def one_cycle(optimizer):
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=9)
+def one_cycle(*peaks, **options):
+    peak = list(peaks) if len(peaks) > 1 else peaks[0]
+    return lambda x: torch.optim.lr_scheduler.OneCycleLR(x, peak, total_steps=9, **options)
 
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [(ADAM, 0.005), (SGD, 0.3)], ids=lambda x: getattr(x, "__name__", None)
+)
+@pytest.mark.parametrize("options", [{}, {"anneal_strategy": "linear", "three_phase": True}])
+def test_one_peak_for_every_group_is_noticed_once(kind, given, options):
+    scheduler = one_cycle(1e-3, **options)
+    (message,) = said(
+        lambda s, d: added(kind, s, d), lambda *_: None, (0,) * 5, scheduler=scheduler
+    )
+    assert "one max_lr for every group, 1.0e-03" in message
+    assert f"max_lr=[0.001, 0.001, {given}]" in message
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        one_cycle(1e-3, 1e-3, 5e-3),
+        one_cycle(0.1),
+        lambda x: torch.optim.lr_scheduler.CosineAnnealingLR(x, 9),
+        lambda x: torch.optim.lr_scheduler.LambdaLR(x, lambda step: 0.1 * step),
+    ],
+    ids=["a peak for each", "a peak above theirs", "cosine", "a warm-up from 0"],
+)
+def test_nothing_is_said_where_a_scheduler_keeps_their_own(scheduler):
     build = lambda s, d: added(ADAM, s, d)  # noqa: E731  # as in the tables above
-    assert said(build, lambda *_: None, scheduler=one_cycle) == []
+    assert said(build, lambda *_: None, scheduler=scheduler) == []

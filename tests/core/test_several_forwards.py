@@ -44,6 +44,13 @@ def crossed_with_the_last_step(student, distiller):
     return distiller(A)
 
 
+def crossed_and_changed(student, distiller):
+    batch = A.clone()
+    student(batch)
+    student(B)
+    return distiller(batch.mul_(2))
+
+
 def crossed_at_another_size(student, distiller):
     student(A[:4])
     student(B)
@@ -57,6 +64,7 @@ def crossed_at_another_size(student, distiller):
         crossed_slices,
         crossed_teacher_first,
         crossed_by_an_adversarial_batch,
+        crossed_and_changed,
         crossed_at_another_size,
         crossed_with_the_last_step,
     ],

@@ -12,7 +12,7 @@ from _thinning import QUARTER, make, pairs
 from torch import nn
 
 from vid_loss import DistillationModel, Distiller, FitNetLoss, Pair, VIDLoss
-from vid_loss._thinning import Thinning
+from vid_loss.terms._thinning import Thinning
 
 
 def steps(model, batches, **call):
@@ -178,7 +178,7 @@ def test_features_that_a_user_asks_for_are_whole():
 
 
 def test_images_of_ever_new_sizes_are_not_remembered_for_ever(monkeypatch, drawn):
-    monkeypatch.setattr("vid_loss._thinning._MOST", 6)
+    monkeypatch.setattr("vid_loss.terms._thinning._MOST", 6)
     model = make(pairs())
     for width in (8, 9, 10, 11, 8, 8):
         model(torch.randn(2, 1, 8, width))

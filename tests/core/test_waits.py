@@ -19,10 +19,10 @@ from vid_loss import (
     LwFLoss,
     Pair,
     VIDLoss,
-    _first_step,
-    terms,
 )
 from vid_loss.losses import together
+from vid_loss.optimizer import _first_step
+from vid_loss.terms import _pair_terms
 
 READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique")
 METHODS = ("tolist", "cpu", "numpy")  # which read the memory of a CPU themselves
@@ -118,7 +118,7 @@ def test_on_the_cpu_each_pair_s_loss_is_read_and_nothing_else(monkeypatch):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_other_processes_are_waited_for_by_running_estimates_alone(monkeypatch, tmp_path):
-    for module in (_first_step, terms, together):
+    for module in (_first_step, _pair_terms, together):
         monkeypatch.setattr(module, "several_processes", lambda: True)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
@@ -174,6 +174,6 @@ def test_processes_meet_twice_a_step_whatever_has_a_mask(monkeypatch, masked):
 def test_among_processes_a_pair_without_a_weight_keeps_its_place(monkeypatch):
     student, distiller, batch = maps()
     distiller.set_weight("stage1->stage1", 0.0)
-    monkeypatch.setattr(terms, "several_processes", lambda: True)
+    monkeypatch.setattr(_pair_terms, "several_processes", lambda: True)
     student(**batch)
     assert list(distiller.weighted_terms(**batch)) == list(distiller.pairs)

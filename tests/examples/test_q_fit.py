@@ -16,7 +16,7 @@ from paper.q_fit.runs import SETTINGS, Run, head_groups, least_from_50, mileston
 from torch import nn
 
 from vid_loss import Distiller, __version__
-from vid_loss.rates import head_learning_rate
+from vid_loss.optimizer import head_learning_rate
 
 SETTING_NAMES = ("adamw-1e-3", "bfloat16")
 MINIATURE = ("--tasks", "digits", "--settings", *SETTING_NAMES, "--seeds", "3", "--steps", "55")

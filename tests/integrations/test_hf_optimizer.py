@@ -11,7 +11,7 @@ from _hf import logged
 from _hf_net import Net, distil
 from vid_loss.integrations.hf import VIDTrainer
 
-from vid_loss.rates import HEAD_LEARNING_RATE, SGD_HEAD_STEP
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP
 
 
 def rates(trainer):

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from vid_loss.integrations.hf import VIDTrainer
 
-from vid_loss.rates import HEAD_LEARNING_RATE
+from vid_loss.optimizer import HEAD_LEARNING_RATE
 
 # ---- What is set on the trainer later ----
 

@@ -33,6 +33,16 @@ def refuse_scripted(modules: dict[str, nn.Module], owner: str) -> None:
             )
 
 
+def changed_in_place(owner: str) -> str:
+    """Says that the batch is no longer what the model was called with."""
+    return (
+        f"The batch was changed in place since the {owner} was called with it, by its own forward "
+        "or by the loop, so that the teacher would see another one. Change a copy: x = x / 255, "
+        f"not x.div_(255). A forward that is not yours gets one by {owner}."
+        "register_forward_pre_hook(lambda _, *given: copy.deepcopy(given), with_kwargs=True)."
+    )
+
+
 def nothing_recorded(owner: str, recorder: Recorder, forward: Forward) -> str:
     """Says why there is no forward to take features from."""
     when = " in train mode with gradients on" if recorder.mode == "training" else ""
@@ -66,9 +76,9 @@ def nothing_recorded(owner: str, recorder: Recorder, forward: Forward) -> str:
             "returned, build the Distiller from that."
         )
     return (
-        f"{first}. {advice} If you did, that was another model: of one that torch.fx or a "
-        "converter returned, build the Distiller anew; one that was compiled and run before it was "
-        "tapped, compile again."
+        f"{first}. {advice} If you did, that was another model: Distiller(student, teacher) takes "
+        "the one that is trained first; of one that torch.fx or a converter returned, build it "
+        "anew; one that was compiled and run before it was tapped, compile again."
     )
 
 

@@ -50,15 +50,24 @@ class Given:
         """Whether a tensor has been written to since, or another stands in its place."""
         return Given(self.args, self.kwargs)._state != self._state
 
+    def numbers_changed(self) -> bool:
+        """Whether a tensor of numbers has; indices and labels are a model's own to mark."""
+        state = zip(self.tensors, self._state, strict=True)
+        return any(
+            x.is_floating_point() and not x.is_inference() and x._version != version
+            for x, (_, version) in state
+        )
+
     def batch(self) -> Batch:
         """Returns what tells these tensors from others, and keeps none of them alive."""
         keys = {}
         for tensor in self.tensors:
             if tensor.is_inference() or tensor.is_nested or tensor.layout is not torch.strided:
                 continue
-            # Of a slice there is a new tensor each time.
+            # Of a slice there is a new tensor each time, and what is written may be beside it.
             base = tensor if tensor._base is None else tensor._base
-            where = (id(base), tensor.storage_offset(), tensor.shape, tensor.stride())
+            written = base._version if base.numel() == tensor.numel() else 0
+            where = (id(base), tensor.storage_offset(), tensor.shape, tensor.stride(), written)
             keys[where] = weakref.ref(base)
         return keys
 

@@ -141,7 +141,7 @@ def find_layer(name: str, modules: Mapping[str, nn.Module], owner: str) -> nn.Mo
     hint = f"The closest are {', '.join(map(repr, dict.fromkeys(close)))}." if close else ""
     raise ValueError(
         f"Layer {name!r} of the {owner}: expected a name from named_modules(). "
-        f"{hint or 'List them with [name for name, _ in model.named_modules()].'}"
+        f"{hint or f'List them: print(list_layers({owner}, images)).'}"
     )
 
 

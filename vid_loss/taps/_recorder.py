@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 Mode = Literal["always", "training", "read"]
-# Which tensors a model is called with, by where they are in memory; keeps none of them alive.
+# Which tensors a model is called with, by where they are in memory and, last, how often they were
+# written to; keeps none of them alive.
 Batch = Mapping[tuple[Any, ...], weakref.ref[Tensor]]
 _MOST = 8  # forwards whose batches are remembered
 
@@ -78,8 +79,20 @@ class Recorder:
         Tensors that were given to none, such as those of other inputs for the teacher, tell
         nothing.
         """
-        *earlier, last = self.batches
-        given = batch.keys() - last.keys()
+        *earlier, last = ({key[:-1]: x for key, x in b.items()} for b in self.batches)
+        given = {key[:-1] for key in batch} - last.keys()
         return any(
             key in given and tensor() is not None for b in earlier for key, tensor in b.items()
+        )
+
+    def has_changed(self, batch: Batch) -> bool:
+        """Whether numbers of a batch are not what the last forward was given in their place.
+
+        Indices and labels are let alone: a model that marks some of them has them changed too.
+        """
+        last = {key[:-1]: key[-1] for key in self.batches[-1]}
+        return any(
+            last.get(key[:-1], key[-1]) != key[-1] and tensor.is_floating_point()
+            for key, reference in batch.items()
+            if (tensor := reference()) is not None
         )

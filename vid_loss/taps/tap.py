@@ -156,7 +156,7 @@ class FeatureTap:
         recorder = self._recorder
         eager = not (torch.compiler.is_compiling() or recorder.compiled)
         if batch and eager and recorder.last.ran and batch.keys() - recorder.batches[-1].keys():
-            self._refuse_passed(batch)  # whose features there are, may still ask for them
+            self._refuse_other(batch)  # whose features there are, may still ask for them
         forward, recorder.last = recorder.last, Forward()
         if not forward.ran:
             raise RuntimeError(self._nothing_recorded(forward))
@@ -198,7 +198,9 @@ class FeatureTap:
                 raise RuntimeError(message)
         self._ways = ways_to(self.model, self._tapped)
 
-    def _refuse_passed(self, batch: Batch) -> None:
+    def _refuse_other(self, batch: Batch) -> None:
+        if self._recorder.has_changed(batch):
+            raise RuntimeError(_causes.changed_in_place(self.owner))
         if self._recorder.has_passed(batch):
             raise RuntimeError(
                 f"The {self.owner} has run forward on another batch since it ran on this one, "

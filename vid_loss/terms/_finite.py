@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .guards import is_captured
-from .losses.layouts import resized
-from .pairs import Pair
+from vid_loss.guards import is_captured
+from vid_loss.losses.layouts import resized
+from vid_loss.pairs import Pair
 
 
 class FiniteTeacher:

@@ -2,13 +2,11 @@
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from .distiller import Distiller
+from ._watched import Watched
 
 _PILE_UP = (
     "Distiller: expected the gradients of its heads to be zeroed with the student's; got ones that "
@@ -25,7 +23,7 @@ class Zeroing:
     same. Neither reads a value.
     """
 
-    def __init__(self, distiller: "weakref.ref[Distiller]") -> None:
+    def __init__(self, distiller: weakref.ref[Watched]) -> None:
         self._distiller = distiller
         self._together = False
         self._seen: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
@@ -42,7 +40,7 @@ class Zeroing:
         distiller = self._distiller()
         if distiller is None or not self._together:
             return True
-        of_heads, of_student = map(_gradient, (distiller, distiller.student))
+        of_heads, of_student = map(_gradient, (distiller.losses, distiller.student))
         if of_heads is None:
             return True
         if self._seen is not None:

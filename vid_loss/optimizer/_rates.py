@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from .losses import VIDLoss
+from vid_loss.losses import VIDLoss
 
 # What explains about as much as any, on validation data (examples/paper/q_fit): Adam's rates from
 # 2e-3 to 2e-2. SGD moves a weight by rate times lambda: from 0.3 to 3 on images, of which a wide

@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vid_loss.losses.layouts import to_layout
+from vid_loss.pairs import Pair
+
 from ._channels import are_channels_last, is_signal
-from .losses.layouts import to_layout
-from .pairs import Pair
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _Features = Mapping[str, Tensor]

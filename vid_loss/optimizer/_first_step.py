@@ -4,21 +4,21 @@ import gc
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from vid_loss.guards import inside_ddp, several_processes
+
+from ._anew import warn_if_again
+from ._loaded import NOT_LOADED, Loaded, has_history
 from ._own_rate import OwnRate
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
+from ._watched import Watched
 from ._zeroing import Zeroing
-from .guards import inside_ddp, several_processes
-from .taps import UncopiedHook
-
-if TYPE_CHECKING:
-    from .distiller import Distiller
 
 _MOST_LOOKS = 128  # engines that hide their parameters from us are not asked for ever
 _SAME = 1e-3  # relative; what processes have not averaged differs by percents
@@ -31,33 +31,12 @@ _SCHEDULER_FIRST = (
     "Distiller: expected its heads in the optimizer before a scheduler is built on it; {got}. "
     "Build the scheduler after distiller.add_to(optimizer)."
 )
-_NOT_LOADED = (
-    "Distiller: expected the heads that the optimizer's state is of; got new ones beside a state "
-    "that was loaded. Load theirs too: distiller.load_state_dict(checkpoint['distiller']), of what "
-    "distiller.state_dict() was when the checkpoint was saved. To start them anew: "
-    "for p in distiller.parameters(): optimizer.state.pop(p, None)"
-)
 _NOT_AVERAGED = (
     "Distiller: expected the processes to average the gradients of its heads, as the student's; "
     "got other ones in each, so that the heads drift apart. Wrap it as the student: loss_fn = "
     "DistributedDataParallel(distiller), and call that; or prepare both: student, distiller, "
     "optimizer = accelerator.prepare(student, distiller, optimizer)."
 )
-
-
-class Loaded(UncopiedHook):
-    """Notes whether heads have been loaded, on their own or with a model that they are in."""
-
-    def __init__(self, heads: nn.Module) -> None:
-        self.happened = False
-        heads.register_load_state_dict_post_hook(self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-    def __call__(self, heads: nn.Module, incompatible: Any) -> None:
-        """Called by torch after loading; with strict=False there may have been nothing of them."""
-        own = [name for name, _ in heads.named_parameters()]
-        missing = tuple(incompatible.missing_keys)
-        if not all(any(key.endswith(name) for key in missing) for name in own):
-            self.happened = True
 
 
 class FirstStep:
@@ -76,7 +55,7 @@ class FirstStep:
         settled: whether there is nothing more to look at.
     """
 
-    def __init__(self, distiller: "Distiller", loaded: Loaded | None) -> None:
+    def __init__(self, distiller: Watched, loaded: Loaded | None) -> None:
         self.settled = False
         self._distiller = weakref.ref(distiller)
         self._loaded = loaded
@@ -161,10 +140,13 @@ class FirstStep:
         if (
             self._loaded is not None
             and not self._loaded.happened
-            and any(_has_history(optimizer.state.get(p, {}), earlier) for p in heads.values())
+            and any(has_history(optimizer.state.get(p, {}), earlier) for p in heads.values())
         ):
             self._decided = False
-            raise RuntimeError(_NOT_LOADED)
+            raise RuntimeError(NOT_LOADED)
+        distiller = self._distiller()
+        if self._decided and distiller and self._loaded and not self._loaded.happened:
+            warn_if_again(optimizer, distiller)
 
     def _look_at_student(self, optimizer: Optimizer, heads: Mapping[int, Tensor]) -> None:
         self._looks += 1
@@ -233,14 +215,6 @@ def _refuse_early_scheduler(optimizer: Optimizer) -> None:
         doubts = ["a scheduler has set up the other groups and not theirs"]
     for got in doubts:
         warnings.warn(_SCHEDULER_FIRST.format(got=got), stacklevel=6)
-
-
-def _has_history(state: dict[str, Any], earlier: int) -> bool:
-    """Whether a parameter's state in an optimizer is of more steps than were taken here."""
-    if "step" in state:
-        return float(state["step"]) > earlier
-    tensors = [x for x in state.values() if isinstance(x, Tensor)]
-    return not earlier and any(bool(x.any()) for x in tensors)
 
 
 def _held_by_any_optimizer(heads: Mapping[int, Tensor]) -> bool:

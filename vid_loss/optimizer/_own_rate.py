@@ -2,13 +2,12 @@
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from .distiller import Distiller
+from ._watched import Watched
 
 _MOST_LOOKS = 128  # a schedule may begin at 0, where every rate is the same
 _OVERWRITTEN = (
@@ -16,16 +15,21 @@ _OVERWRITTEN = (
     "{given:.1e}; got {rate:.1e}, as another group. Where the loop sets the rate of every group, "
     "let it leave theirs: for group in optimizer.param_groups[{others}]."
 )
+_ONE_PEAK = (
+    "Distiller: expected its heads at the learning rate of their own that they were given, "
+    "{given:.1e}; got a scheduler with one max_lr for every group, {peak:.1e}. Give it a rate for "
+    "each: max_lr={peaks}."
+)
 
 
 class OwnRate:
     """Looks at the rates after the first step, and on while they are 0.
 
-    A loop that writes one rate into every group overwrites the heads'. Where a scheduler sets the
-    rates, which keeps each group's own in ``initial_lr``, nothing is looked at.
+    A loop that writes one rate into every group overwrites the heads', and so does OneCycleLR with
+    one ``max_lr``. Other schedulers keep each group's own, in ``initial_lr``.
     """
 
-    def __init__(self, distiller: "weakref.ref[Distiller]") -> None:
+    def __init__(self, distiller: weakref.ref[Watched]) -> None:
         self._distiller = distiller
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._looks = 0
@@ -46,11 +50,14 @@ class OwnRate:
         if distiller is None or optimizer is None:
             return True
         given, groups = distiller.own_rate, optimizer.param_groups
-        if given in (None, optimizer.defaults.get("lr")) or not all(map(_is_set_by_hand, groups)):
+        if given is None or given == optimizer.defaults.get("lr"):
             return True
         heads = {id(p) for p in distiller.parameters()}
         theirs = [any(id(p) in heads for p in group["params"]) for group in groups]
         if not any(theirs):
+            return True
+        _warn_of_one_peak(given, groups, theirs)
+        if not all(map(_is_set_by_hand, groups)):
             return True
         first = theirs.index(True)
         rate = float(groups[first]["lr"])
@@ -63,6 +70,14 @@ class OwnRate:
             message = _OVERWRITTEN.format(given=given, rate=rate, others=slice_)
             warnings.warn(message, stacklevel=7)
         return True
+
+
+def _warn_of_one_peak(given: float, groups: list[dict[str, Any]], theirs: list[bool]) -> None:
+    peaks = [group.get("max_lr") for group in groups]
+    if peaks[0] is not None and len(set(peaks)) == 1 and peaks[0] < given:
+        own = [given if own else peak for peak, own in zip(peaks, theirs, strict=True)]
+        message = _ONE_PEAK.format(given=given, peak=peaks[0], peaks=own)
+        warnings.warn(message, stacklevel=8)
 
 
 def _is_set_by_hand(group: dict[str, Any]) -> bool:

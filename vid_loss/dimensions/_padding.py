@@ -1,15 +1,13 @@
 """Pairs whose padding counts, or which a mask is not for: which they are, and what helps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._advice import one_by_one
-from .pairs import Pair
-
-Moves = Callable[[str, Tensor, Mapping[str, Any]], bool]  # by name, tensor and what it is in
+from vid_loss.advice import one_by_one
+from vid_loss.pairs import Pair
 
 
 def flattened_pairs(
@@ -87,17 +85,3 @@ def for_no_pair(mask: Tensor, kind: str) -> str:
         f"{tuple(mask.shape)}, but none of the pairs without mask= is of {pairs}. Drop it, or "
         "give it to the pair that it is for: Pair(..., mask=...)."
     )
-
-
-def moved_with(mask: Tensor) -> tuple[Moves, Moves]:
-    """Returns what tells the inputs that have the mask's positions, and those of its decoder."""
-
-    def masked(name: str, tensor: Tensor, _: Mapping[str, Any]) -> bool:
-        return tensor.shape[:2] == mask.shape and "mask" not in name
-
-    def decoded(name: str, tensor: Tensor, siblings: Mapping[str, Any]) -> bool:
-        # Labels become a decoder's inputs; no feature of another model changes with them.
-        is_decoded = name == "labels" or name.startswith("decoder_")
-        return is_decoded and siblings.get("attention_mask") is mask
-
-    return masked, decoded

@@ -3,25 +3,25 @@
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vid_loss.calls import takes
+from vid_loss.losses.layouts import kind_of
+from vid_loss.pairs import Pair
+
+from ._moves import changed, moved_with
 from ._padding import (
-    Moves,
     flattened,
     flattened_pairs,
     for_no_pair,
     is_of,
     mask_of_decoder,
-    moved_with,
     of_other_positions,
     padding_counts,
 )
-from .calls import takes
-from .losses.layouts import kind_of
-from .pairs import Pair
 
 _USUAL = "attention_mask"
 _PADDING = "key_padding_mask"  # torch's own, which is set where nothing counts
@@ -148,8 +148,8 @@ class Masks:
         if mask is None or not (names or self._flattened):
             return
         masked, decoded = moved_with(mask)
-        of_mask = _changed(features, read, args, kwargs, masked)
-        of_decoder = _changed(features, read, args, kwargs, decoded)
+        of_mask = changed(features, read, args, kwargs, masked)
+        of_decoder = changed(features, read, args, kwargs, decoded)
         for name in names:
             layer = self._pairs[name].student
             if of_mask is not None and layer not in of_mask:
@@ -192,7 +192,7 @@ def _own_mask(pair: Pair, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
             )
         mask = kwargs[pair.mask]
     else:
-        function = cast(Callable[..., Any], pair.mask)
+        function: Any = pair.mask
         try:
             mask = function(*args, **kwargs)
         except TypeError as error:
@@ -216,35 +216,3 @@ def _in_layout(mask: Tensor, shape: torch.Size) -> Tensor:
     if len(shape) == 4 and mask.ndim == 4 and mask.shape[1] == 1:
         return mask.squeeze(1)
     return mask.unsqueeze(1) if len(shape) == 4 and shape[2] == 1 and mask.ndim == 2 else mask
-
-
-def _changed(
-    features: Mapping[str, Tensor],
-    read: _Read,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    moves: Moves,
-) -> set[str] | None:
-    """Returns the layers that change when some inputs do; None if that cannot be found out."""
-    moved: list[bool] = []
-
-    def move(value: Any, name: str, siblings: Mapping[str, Any]) -> Any:
-        if isinstance(value, Tensor):
-            if value.ndim < 2 or not moves(name, value, siblings):
-                return value
-            rolled = value.roll(1, 1)
-            moved.append(not torch.equal(rolled, value))
-            return rolled
-        if isinstance(value, Mapping):
-            return {key: move(x, str(key), value) for key, x in value.items()}
-        return value
-
-    others = [move(x, "", {}) for x in args]
-    named = move(kwargs, "", {})
-    if not any(moved):
-        return None
-    try:
-        found = read(*others, **named)
-    except Exception:  # any that the user's model has for inputs that it was not made for
-        return None
-    return {layer for layer, x in features.items() if not torch.equal(x, found[layer])}

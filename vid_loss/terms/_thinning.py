@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Size, Tensor, nn
 
+from vid_loss.losses.positions import Lattice
+from vid_loss.losses.vid import VIDLoss, joins
+from vid_loss.pairs import Pair
+
 from ._features import Features, Part
-from .losses.positions import Lattice
-from .losses.vid import VIDLoss, joins
-from .pairs import Pair
 
 # Pairs that have a weight, and the loss of each.
 InUse = Sequence[tuple[Pair, nn.Module]]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .guards import is_captured
-from .losses import VIDLoss
-from .pairs import Pair
+from vid_loss.guards import is_captured
+from vid_loss.losses import VIDLoss
+from vid_loss.pairs import Pair
 
 AT_CALL = 300
 _INERT = 0.05  # explained variance below which next to nothing is transferred

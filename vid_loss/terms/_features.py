@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Size, Tensor
 
-from .losses.layouts import valid_positions
-from .losses.positions import Lattice, Whole
-from .pairs import Pair
-from .taps import Batch
+from vid_loss.losses.layouts import valid_positions
+from vid_loss.losses.positions import Lattice, Whole
+from vid_loss.pairs import Pair
+from vid_loss.taps import Batch
 
 
 class Part(NamedTuple):

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import refuse_shared
+from vid_loss.checks import refuse_shared
+from vid_loss.guards import several_processes, undisturbed
+from vid_loss.losses import VIDLoss
+from vid_loss.losses.stats import PairDiagnostics, by_metric
+from vid_loss.losses.together import Together
+from vid_loss.losses.vid import joins
+from vid_loss.names import module_key
+from vid_loss.optimizer import TrainedHeads
+from vid_loss.pairs import Pair, check_weight
+from vid_loss.taps import Given
+
 from ._features import Features, of_pair
 from ._finite import FiniteTeacher, refuse_infinite, refuse_infinite_state, sum_of_counted
 from ._idle import idle_term
 from ._notice import AT_CALL, Notice
 from ._thinning import Thinning, takes_parts
-from .guards import several_processes, undisturbed
-from .losses import VIDLoss
-from .losses.stats import PairDiagnostics, by_metric
-from .losses.together import Together
-from .losses.vid import joins
-from .names import module_key
-from .pairs import Pair, check_weight
-from .rates import TrainedHeads
-from .taps import Given
 
 
 class PairTerms(TrainedHeads):
