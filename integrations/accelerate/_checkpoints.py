@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vid_loss.durable import rename_folder, taken, write_whole
+from vid_loss.durable import rename_folder, write_whole
 
 from ._manifest import damage_of, write_manifest
 
 _NAMES = re.compile(r"epoch-(\d+)")
 _LOOP_STATE, _PROCESSES = "loop.pt", "processes"
 _LOCK = ".lock"
+_SECONDS = 15.0  # for which a killed run's loader workers may hold its lock: they look every five
 
 
 @contextmanager
@@ -36,9 +38,15 @@ def alone(accelerator: Accelerator, output: Path) -> Iterator[None]:
     Raises:
         ValueError: if another run is writing there.
     """
+    lock = FileLock(output.absolute() / _LOCK, timeout=_SECONDS, is_singleton=True)
     with ExitStack() as stack:
-        main = accelerator.is_main_process
-        free = [stack.enter_context(taken(output / _LOCK)) if main else None]
+        free = [True]
+        if accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                free = [False]
         if not broadcast_object_list(free)[0]:
             raise ValueError(
                 f"train, output: expected a folder that no other run is writing; got {output}, "

@@ -1,15 +1,15 @@
 import os
 import signal
+import stat
 import subprocess
 import sys
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from vid_loss import durable
-from vid_loss.durable import PARTIAL, remove_abandoned, taken, write_whole
+from vid_loss.durable import PARTIAL, remove_abandoned, write_whole
 
 
 def test_a_file_that_several_write_is_whole_whenever_it_is_read(tmp_path):
@@ -28,64 +28,39 @@ def test_a_file_that_several_write_is_whole_whenever_it_is_read(tmp_path):
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_who_fails_takes_nothing_from_who_waits(tmp_path, monkeypatch):
-    path, fsync, lock, unlink = tmp_path / "file", os.fsync, durable._lock, Path.unlink
-    first_writes, second_waits, second_writes = (threading.Event() for _ in range(3))
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vid_loss import durable
 
-    def locks(file, *, wait):
-        if first_writes.is_set():
-            second_waits.set()
-        return lock(file, wait=wait)
-
-    def syncs(descriptor):
-        if second_waits.is_set():
-            second_writes.set()
-            first.exception(60)
-            return fsync(descriptor)
-        first_writes.set()
-        assert second_waits.wait(60)
-        raise OSError("no space left on device")
-
-    def unlinks(partial, **options):
-        second_writes.wait(0.5)  # which would be too early
-        unlink(partial, **options)
-
-    monkeypatch.setattr(durable, "_lock", locks)
-    monkeypatch.setattr(durable.os, "fsync", syncs)
-    monkeypatch.setattr(Path, "unlink", unlinks)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(write_whole, path, b"first")
-        assert first_writes.wait(60)
-        pool.submit(write_whole, path, b"second").result(60)
-    assert isinstance(first.exception(), OSError)
-    assert path.read_bytes() == b"second"
-    assert [*tmp_path.iterdir()] == [path]
+durable.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+durable.write_whole(Path(sys.argv[1]), b"half")
+"""
 
 
-def test_what_a_killed_writer_left_is_no_part_of_the_next_file(tmp_path):
+def test_what_a_killed_writer_left_is_no_part_of_the_next_file_and_goes_in_time(tmp_path):
     path = tmp_path / "file"
-    path.with_name(f"file{PARTIAL}").write_bytes(b"half of a longer one")
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(PARTIAL)
     write_whole(path, b"whole")
     assert path.read_bytes() == b"whole"
-    assert [*tmp_path.iterdir()] == [path]
-
-
-def test_who_removes_what_was_abandoned_takes_nothing_from_the_next_writer(tmp_path, monkeypatch):
-    path, lock = tmp_path / "file", durable._lock
-    partial = path.with_name(f"file{PARTIAL}")
-    partial.write_bytes(b"first")
-
-    def locks(file, *, wait):
-        partial.replace(path)  # since it was opened
-        partial.write_bytes(b"second, at which another writer is")
-        return lock(file, wait=wait)
-
-    monkeypatch.setattr(durable, "_lock", locks)
-    remove_abandoned(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {path.name, partial.name}
-    monkeypatch.undo()
+    remove_abandoned(tmp_path)  # its writer may be at it
+    assert {*tmp_path.iterdir()} == {path, left}
+    os.utime(left, (time.time() - 3700,) * 2)
+    os.utime(path, (time.time() - 3700,) * 2)
     remove_abandoned(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_may_be_read_by_whom_the_user_lets(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "file", b"")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
 def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
@@ -100,46 +75,3 @@ def test_a_failure_leaves_the_older_file(tmp_path, monkeypatch):
         write_whole(path, b"newer")
     assert path.read_bytes() == b"older"
     assert [*tmp_path.iterdir()] == [path]
-
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from vid_loss.durable import taken
-
-with taken(Path(sys.argv[1])) as free:
-    if sys.argv[2:]:
-        sys.exit(print(free))
-    child = os.fork()  # as a loader's worker, which outlives a kill for some seconds
-    if child:
-        print(free, child, flush=True)
-    time.sleep(300)
-"""
-
-
-def test_a_lock_is_had_by_one_process_and_ends_with_it(tmp_path):
-    path = tmp_path / "run/.lock"
-    command = [sys.executable, "-c", HOLDER, path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        free, child = holder.stdout.readline().split()
-        try:
-            with taken(path) as free_as_well:
-                assert (free, free_as_well) == ("True", False)
-        finally:
-            holder.kill()
-        holder.wait(60)
-        try:
-            with taken(path) as free_now:
-                assert free_now
-                with taken(path) as twice:
-                    assert twice
-                other = subprocess.run([*command, "ends"], stdout=subprocess.PIPE, check=True)
-                assert other.stdout.split()[0] == b"False"
-        finally:
-            os.kill(int(child), signal.SIGKILL)
-
-
-def test_where_nothing_can_be_written_there_is_no_other_to_keep_out(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with taken(tmp_path / "file/.lock") as free:
-        assert free

@@ -106,10 +106,9 @@ def test_a_run_reads_the_data_set_and_refuses_other_settings_in_its_folder(monke
 
 HOLDER = """
 import sys
-from pathlib import Path
-from vid_loss.durable import taken
+from filelock import FileLock
 
-with taken(Path(sys.argv[1])):
+with FileLock(sys.argv[1]):
     print("taken", flush=True)
     sys.stdin.read()
 """

@@ -1,6 +1,9 @@
 """What a run leaves on the disk, and what it does with what it finds there."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +14,12 @@ pytest.importorskip("safetensors", reason="needs the accelerate extra")
 from _accelerate import launch, run
 from safetensors.torch import load_file
 from torch import nn
-from vid_loss.integrations.accelerate import Accuracy, Progress, _manifest
+from vid_loss.integrations.accelerate import (
+    Accuracy,
+    Progress,
+    _manifest,
+    alone,
+)
 
 pytestmark = pytest.mark.usefixtures("fresh_state")
 
@@ -37,6 +45,30 @@ def test_a_second_run_of_a_folder_is_refused_and_the_first_goes_on(accelerator, 
     assert not (tmp_path / "end-0.pt").exists()
     assert progress.epoch == 2
     run(accelerator, tmp_path, epochs=3)  # once it has ended, another may
+
+
+KILLED = """
+import os, signal, sys, time
+from filelock import FileLock
+
+with FileLock(sys.argv[1]):
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_is_waited_for_while_its_workers_notice(accelerator, tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path / ".lock", "2"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with alone(accelerator, tmp_path), alone(accelerator, tmp_path):  # one run may do it twice
+        pass
+
+
+def test_a_folder_where_nothing_can_be_written_is_said_at_once(accelerator, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file/run"), alone(accelerator, tmp_path / "file/run"):
+        pass
 
 
 def test_best_is_the_last_of_equally_good_epochs():
