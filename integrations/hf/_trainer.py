@@ -52,7 +52,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         stop_teacher: as in :class:`~vid_loss.Distiller`.
         cache: keeps the teacher's features; the train set has a column ``sample_index``.
         head_learning_rate: of the heads, which start at random; schedules scale it as they do the
-            student's. None is ``args.learning_rate``, and with an Adam at least 5e-3.
+            student's. None is ``args.learning_rate``, but at least 5e-3; 0.3 with SGD.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:

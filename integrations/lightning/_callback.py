@@ -38,7 +38,7 @@ class VIDCallback(Callback):
         example: a batch of the student's inputs, to size the heads; the module's
             ``example_input_array`` if None.
         head_learning_rate: of the heads, which start at random; a scheduler treats them as the
-            other groups. None is the optimizer's, and with an Adam at least 5e-3.
+            other groups. None is the optimizer's, but at least 5e-3; 0.3 with SGD.
         teacher_inputs: as in :class:`~vid_loss.Distiller`.
         teacher_dtype: as in :class:`~vid_loss.Distiller`; Lightning's autocast holds for the
             teacher anyway.

@@ -24,7 +24,7 @@ def heads_in_optimizers(
         distiller: has the heads and the student.
         module: the module that has the student. If that is frozen and joins an optimizer later,
             the heads come into the first one of the module's.
-        learning_rate: of the heads; :func:`~vid_loss.rates.head_learning_rate` if None.
+        learning_rate: of the heads; :func:`~vid_loss.optimizer.head_learning_rate` if None.
 
     Raises:
         ValueError: if none was built.

@@ -48,7 +48,7 @@ def add_vid_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="LR",
         help="learning rate of the heads, which the schedule scales like --lr "
-        f"(default: that of --lr; with an Adam at least {HEAD_LEARNING_RATE}, "
+        f"(default: that of --lr; at least {HEAD_LEARNING_RATE}, "
         f"with SGD 0.3, {SGD_HEAD_STEP} / lambda above lambda 3)",
     )
     group.add_argument(

@@ -9,7 +9,7 @@ from _models import images
 from torch import nn
 
 from vid_loss import KDLoss, Pair, VIDLoss
-from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP, head_learning_rate
 
 
 def test_parameter_groups_keep_variances_norms_and_biases_from_decay():
@@ -83,7 +83,10 @@ def test_heads_are_added_once():
         (torch.optim.Adam, 0.5, 0.5),
         (torch.optim.SGD, 0.5, 0.5),
         (torch.optim.SGD, 1e-3, SGD_HEAD_STEP / 3),
-        (torch.optim.RMSprop, 1e-3, 1e-3),
+        (torch.optim.RMSprop, 1e-5, HEAD_LEARNING_RATE),
+        (torch.optim.RMSprop, 0.02, 0.02),
+        (torch.optim.Adadelta, 1.0, 1.0),
+        (torch.optim.ASGD, 1e-3, SGD_HEAD_STEP / 3),
     ],
 )
 def test_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
@@ -91,6 +94,25 @@ def test_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
     optimizer = kind(nn.Linear(1, 1).parameters(), lr=rate)
     assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
     assert [g["lr"] for g in distiller.parameter_groups(optimizer, lr=0.3)] == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lion", HEAD_LEARNING_RATE),
+        ("rmsproptf", HEAD_LEARNING_RATE),
+        ("paged_adamw_8bit", HEAD_LEARNING_RATE),
+        ("schedule_free_sgd", SGD_HEAD_STEP / 3),
+        ("momentum", SGD_HEAD_STEP / 3),
+        ("Nesterov", SGD_HEAD_STEP / 3),
+    ],
+)
+def test_an_optimizer_that_is_yet_to_be_built_is_known_by_its_name(name, expected):
+    assert [head_learning_rate(name, rate) for rate in (None, 1e-5, 0.7)] == [
+        expected,
+        expected,
+        0.7,
+    ]
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(1e-3, SGD_HEAD_STEP / 30), (0.1, 0.1)])

@@ -30,7 +30,7 @@ def rates(trainer):
         ({"optim": "adamw_torch", "learning_rate": 5e-5}, HEAD_LEARNING_RATE),
         ({"optim": "adamw_torch", "learning_rate": 0.1}, 0.1),
         ({"optim": "sgd", "learning_rate": 5e-5}, SGD_HEAD_STEP / 3),
-        ({"optim": "rmsprop", "learning_rate": 5e-5}, 5e-5),
+        ({"optim": "rmsprop", "learning_rate": 5e-5}, HEAD_LEARNING_RATE),
         ({"optim": "adamw_torch", "learning_rate": 5e-5, "head_learning_rate": 1e-4}, 1e-4),
         ({"optim": "sgd", "learning_rate": 5e-5, "head_learning_rate": 0.0}, 0.0),
     ],

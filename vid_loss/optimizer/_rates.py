@@ -9,11 +9,14 @@ from torch.optim import Optimizer
 from vid_loss.losses import VIDLoss
 
 # What explains about as much as any, on validation data (examples/paper/q_fit): Adam's rates from
-# 2e-3 to 2e-2. SGD moves a weight by rate times lambda: from 0.3 to 3 on images, of which a wide
-# text encoder wants the higher ones; from 9 on heads swing, and explain less. A small lambda may
-# be raised later, and clipped gradients do not shrink with it: below the default it raises no rate.
+# 2e-3 to 2e-2, and those of RMSprop, Lion, LAMB and MADGRAD. Others would have more of them, but
+# with none is a fine-tuning rate enough. SGD moves a weight by rate times lambda: from 0.3 to 3 on
+# images, of which a wide text encoder wants the higher ones; from 9 on heads swing, and explain
+# less. A small lambda may be raised later, and clipped gradients do not shrink with it: below the
+# default it raises no rate.
 HEAD_LEARNING_RATE = 5e-3
 SGD_HEAD_STEP = 0.9
+_SGD = ("sgd", "momentum", "nesterov")  # timm's names of it
 
 
 def head_learning_rate(
@@ -24,10 +27,9 @@ def head_learning_rate(
 ) -> float:
     """Returns the rate at which heads are fitted beside a student, whatever the student's is.
 
-    Adam and its relatives move a weight by the rate itself, however large the gradient is: their
-    heads have ``HEAD_LEARNING_RATE`` at least. SGD's step grows with lambda: its heads have
-    ``SGD_HEAD_STEP / weight`` at least, and for weights up to the default 0.3. For others it is
-    the student's.
+    Most optimizers move a weight by the rate itself, however large the gradient is, as Adam does:
+    their heads have ``HEAD_LEARNING_RATE`` at least. SGD's step grows with lambda: its heads have
+    ``SGD_HEAD_STEP / weight`` at least, and for weights up to the default 0.3.
 
     Args:
         optimizer: the student's, or its name.
@@ -38,12 +40,10 @@ def head_learning_rate(
     name = (optimizer if isinstance(optimizer, str) else type(optimizer).__name__).lower()
     if lr is None and not isinstance(optimizer, str):
         lr = optimizer.param_groups[0]["lr"]
-    rate = float(lr or 0)
-    if "adam" in name:
-        return max(rate, HEAD_LEARNING_RATE)
-    if "sgd" in name:
-        return max(rate, SGD_HEAD_STEP / max(weight, VIDLoss.default_weight))
-    return rate
+    least = HEAD_LEARNING_RATE
+    if any(sgd in name for sgd in _SGD):
+        least = SGD_HEAD_STEP / max(weight, VIDLoss.default_weight)
+    return max(float(lr or 0), least)
 
 
 class TrainedHeads(nn.Module):
@@ -115,7 +115,7 @@ class TrainedHeads(nn.Module):
         Args:
             optimizer: what they are for; None if it is yet to be built.
             lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
-                ``HEAD_LEARNING_RATE``, which is for Adam, without one. None leaves it to the
+                ``HEAD_LEARNING_RATE``, without one. None leaves it to the
                 optimizer.
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
