@@ -14,11 +14,6 @@ def to_all(groups, rate):
         group["lr"] = rate
 
 
-def by_depth(groups, rate):
-    for group in groups:
-        group["lr"] = rate * group.get("lr_scale", 1)
-
-
 def theirs_left(groups, rate):
     to_all(groups[:-1], rate)
 
@@ -28,9 +23,9 @@ def by_factor(groups, rate):
         group["lr"] = group.setdefault("base", group["lr"]) * rate
 
 
-def added(kind, student, distiller, lr="auto", decay=0.0):
+def added(kind, student, distiller, lr="auto", decay=0.0, scaled=()):
     first, *rest = student.parameters()
-    optimizer = kind([{"params": [first], "lr_scale": 0.5}, {"params": rest}], lr=1e-3)
+    optimizer = kind([{"params": [first], **dict(scaled)}, {"params": rest}], lr=1e-3)
     distiller.add_to(optimizer, lr=lr, weight_decay=decay)
     return optimizer
 
@@ -64,10 +59,10 @@ def said(build, write, rates=(1e-4,) * 4, scheduler=None, to_none=True):
 
 
 @pytest.mark.parametrize("kind", [ADAM, SGD])
-@pytest.mark.parametrize("write", [to_all, by_depth])
+@pytest.mark.parametrize("scaled", [{}, {"lr_scale": 0.5}], ids=["", "by depth"])
 @pytest.mark.parametrize("rates", [(1e-4,) * 4, (0, 0, 0, 1e-4, 1e-4, 1e-4)], ids=["", "from 0"])
-def test_one_rate_for_every_group_is_noticed_once(kind, write, rates):
-    (message,) = said(lambda s, d: added(kind, s, d), write, rates)
+def test_one_rate_for_every_group_is_noticed_once(kind, scaled, rates):
+    (message,) = said(lambda s, d: added(kind, s, d, scaled=scaled), to_all, rates)
     given = "5.0e-03" if kind is ADAM else "3.0e-01"
     assert f"they were given, {given}; got 1.0e-04, as another group" in message
     assert "optimizer.param_groups[:2]" in message

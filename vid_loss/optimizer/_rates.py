@@ -120,12 +120,14 @@ class TrainedHeads(nn.Module):
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
         Returns:
-            One group, or two if there is a decay.
+            One group, or two if there is a decay. With an ``lr_scale`` if the optimizer's have
+            one, with which loops and timm's scheduler multiply the rate that they set.
         """
         weight = self.largest_weight
         groups = _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
         self.own_rate = groups[0].get("lr") if groups else None
-        return groups
+        scaled = {} if optimizer is None else _scaled(optimizer, self.own_rate)
+        return [{**group, **scaled} for group in groups]
 
 
 def _groups_of(
@@ -159,3 +161,21 @@ def _groups_of(
     others = [p for p in parameters if p.ndim <= 1]
     groups = ((decayed, weight_decay), (others, 0.0))
     return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
+
+
+def _scaled(optimizer: Optimizer, rate: float | None) -> dict[str, float]:
+    """Returns what a group has for its rate beside others that have an ``lr_scale``.
+
+    Those are at the optimizer's rate until the first step, or have been multiplied already.
+    """
+    scaled = [group for group in optimizer.param_groups if "lr_scale" in group]
+    base = float(getattr(optimizer, "defaults", {}).get("lr") or 0)
+    if not scaled:
+        return {}
+    if rate is None or not base:
+        return {"lr_scale": 1.0}
+    multiplied = any(
+        group["lr_scale"] != 1 and math.isclose(group["lr"], base * group["lr_scale"])
+        for group in scaled
+    )
+    return {"lr": rate if multiplied else base, "lr_scale": rate / base}
