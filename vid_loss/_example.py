@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ._offline import Offline
+from ._repeats import read_twice_if_random
 from .calls import explained, positional
 from .dimensions import Masks, Side, check_axes
 from .pairs import Pair
@@ -51,8 +52,9 @@ def read_example(
         taught = teacher.take_example()
         check.append(Side("teacher", None, taught, lambda *_, **__: taught))
     else:
-        taught, reads = teacher.features(Given(args, kwargs)), _reader(teacher)
-        check.append(Side("teacher", teacher.tap.model, taught, reads))
+        reads, model = _reader(teacher), teacher.tap.model
+        taught = read_twice_if_random(lambda: reads(*args, **kwargs), model)
+        check.append(Side("teacher", model, taught, reads))
     masks = Masks(pairs, student, taught, positional(tap.model))
     for side in check:
         check_axes(pairs, side, args, dict(kwargs))
