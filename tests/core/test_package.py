@@ -6,7 +6,12 @@ from pathlib import Path
 
 import vid_loss
 
-PACKAGE = Path(vid_loss.__file__).parent
+REPOSITORY = Path(__file__).parents[2]
+ROOTS = {
+    "vid_loss": REPOSITORY / "vid_loss",
+    "vid_loss.integrations": REPOSITORY / "integrations",
+    "paper": REPOSITORY / "examples/paper",
+}
 
 
 def test_public_names_are_few_and_exist():
@@ -32,9 +37,36 @@ def test_the_core_imports_torch_alone():
     assert "torch._dynamo" not in done.stdout.split()
 
 
+def everything_imported():
+    """Yields each file, the dotted name of what it imports, and the dotted name of its folder."""
+    for package, root in ROOTS.items():
+        for path in root.rglob("*.py"):
+            folder = [*package.split("."), *path.relative_to(root).parts[:-1]]
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    yield from ((path, x.name.split("."), folder) for x in node.names)
+                elif isinstance(node, ast.ImportFrom):
+                    above = folder[: len(folder) - node.level + 1] if node.level else []
+                    source = [*above, *filter(None, (node.module or "").split("."))]
+                    yield from ((path, [*source, x.name], folder) for x in node.names)
+
+
+def test_nothing_private_is_imported_from_another_folder():
+    own = ("vid_loss", "paper")
+    for path, name, folder in everything_imported():
+        private = [i for i, x in enumerate(name) if x.startswith("_") and not x.startswith("__")]
+        if name[0] in own and private:
+            assert name[: private[0]] == folder, (path, ".".join(name))
+
+
 def test_no_arrow_runs_from_the_core_to_an_adapter_or_an_example():
-    for path in PACKAGE.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
-                assert not any("integrations" in name or "examples" in name for name in names), path
+    for path, name, folder in everything_imported():
+        if folder[:2] != ["vid_loss", "integrations"] and folder[0] == "vid_loss":
+            assert name[:2] != ["vid_loss", "integrations"], path
+            assert name[0] not in ("paper", "examples", "integrations"), path
+
+
+def test_no_adapter_imports_another():
+    for path, name, folder in everything_imported():
+        if folder[:2] == name[:2] == ["vid_loss", "integrations"] and len(name) > 2:
+            assert folder[2:3] in ([], name[2:3]), path
