@@ -105,11 +105,23 @@ class Teacher:
         """Moves or casts the model, unless it belongs to another: an EMA may live on the CPU.
 
         A model whose weights are loaded when they are needed, as accelerate offloads them, goes
-        where its loader puts it.
+        where its loader puts it. Nothing else has the teacher's weights: what gives a student's
+        away, to the meta device or as empty memory to be loaded into, moves it at most.
         """
-        offloaded = any(p.is_meta for p in self.tap.model.parameters())
-        if not self._borrowed and not offloaded:
+        if not self._is_movable():
+            return
+        probe = torch.arange(64.0, device=next(self.tap.model.parameters()).device)
+        moved = fn(probe)
+        if moved.is_meta:
+            return
+        if torch.equal(moved.to(probe), probe):  # they are exact in any dtype
             self.tap.model._apply(fn)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        else:
+            self.tap.model.to(moved.device)
+
+    def _is_movable(self) -> bool:
+        parameters = list(self.tap.model.parameters())
+        return bool(parameters) and not (self._borrowed or any(p.is_meta for p in parameters))
 
     def stay_beside(self, given: Given) -> None:
         """From now on, moves with what it is given, if it is on one device with that."""
@@ -123,7 +135,8 @@ class Teacher:
             return
         now = given.tensors[0].device
         if now in {p.device for p in student.parameters()}:
-            self.move(lambda tensor: tensor.to(now))
+            if self._is_movable():
+                self.tap.model.to(now)
             self.beside = now
 
     def features(self, given: Given) -> dict[str, Tensor]:

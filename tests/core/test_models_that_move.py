@@ -69,6 +69,33 @@ def test_a_teacher_does_not_follow_inputs_that_leave_the_student_behind():
     assert devices(teacher) == {"cpu"}
 
 
+@pytest.mark.parametrize(
+    "give_away",
+    [
+        lambda model: model.to("meta"),
+        lambda model: model.to_empty(device="cpu"),
+        lambda model: model.to("meta").to_empty(device="cpu"),
+        lambda model: model.apply(lambda m: m.reset_parameters() if hasattr(m, "weight") else None),
+    ],
+    ids=["meta", "empty", "meta, then empty", "reset"],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["DistillationModel", "Distiller"])
+def test_what_a_student_is_given_away_by_leaves_the_teacher_its_weights(give_away, whole):
+    student, teacher, distiller = make()
+    before = state_of(teacher)
+    give_away(DistillationModel(student, distiller) if whole else distiller)
+    assert_same_state(teacher, before)
+
+
+@pytest.mark.parametrize("cast", [lambda x: x.double(), lambda x: x.to(torch.float64)])
+def test_a_teacher_is_cast_with_the_heads(cast):
+    student, teacher, distiller = make()
+    cast(DistillationModel(student, distiller))
+    student(images().double())
+    assert distiller(images().double()).dtype == torch.float64
+    assert {p.dtype for p in teacher.parameters()} == {torch.float64}
+
+
 def saved_and_loaded(model):
     buffer = io.BytesIO()
     torch.save({"model": model}, buffer)

@@ -38,9 +38,11 @@ def samples(count: int, seed: int) -> TensorDataset:
     return TensorDataset(inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long())
 
 
-def use_fsdp2_on_cpu(accelerator: Accelerator) -> None:
+def use_fsdp2_on_cpu(accelerator: Accelerator, from_one: bool) -> None:
     """Accelerate refuses FSDP on CPU. Its state says so, and its FSDP2 path runs on gloo."""
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", cpu_ram_efficient_loading=from_one
+    )
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
@@ -68,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kill-in-save", type=int, default=0)
     parser.add_argument("--no-dropout", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--from-one", action="store_true", help="only one process keeps weights")
     return parser.parse_args()
 
 
@@ -80,7 +83,7 @@ def main() -> None:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, split_batches=True),
     )
     if arguments.fsdp:
-        use_fsdp2_on_cpu(accelerator)
+        use_fsdp2_on_cpu(accelerator, arguments.from_one)
     set_seed(0)
     student, teacher = net(8, 3), net(16, 5)
     if arguments.no_dropout:

@@ -110,10 +110,11 @@ def test_two_processes_equal_one_and_resume_after_a_kill(tmp_path, whole_run_wit
 
 
 @needs_gloo_that_averages
+@pytest.mark.parametrize("options", [[], ["--from-one"]], ids=["", "RAM-efficient"])
 def test_fsdp2_equals_one_process_and_exports_the_plain_student(
-    tmp_path, whole_run_without_dropout
+    tmp_path, whole_run_without_dropout, options
 ):
-    done = launch(tmp_path, "--no-dropout", "--fsdp", processes=2)
+    done = launch(tmp_path, "--no-dropout", "--fsdp", *options, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     exported = load_file(tmp_path / "last.safetensors")
     torch.testing.assert_close(exported, whole_run_without_dropout["student"])
