@@ -1,6 +1,7 @@
 """A training loop on Accelerate: one process or many, DDP or FSDP2, mixed precision."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def train(
             checkpoint, or another run is writing there.
     """
     _check(accelerator, optimizer, distiller)
-    with alone(accelerator, output):
+    with alone(accelerator, output), _forgetting(accelerator):
         if distiller is not None:
             distiller.to(accelerator.device)  # and the teacher, which no engine knows of
         model, optimizer, batches, validation_batches = accelerator.prepare(
@@ -147,8 +148,16 @@ def train(
                 progress.record({**losses, **found, "validation": validation})
                 accelerator.log(progress.history[-1], step=progress.epoch)
                 _save(accelerator, model, schedule, progress, output)
-    accelerator.free_memory()
     return progress
+
+
+@contextmanager
+def _forgetting(accelerator: Accelerator) -> Iterator[None]:
+    """Lets the accelerator forget what it prepared: the next checkpoint would have it, too."""
+    try:
+        yield
+    finally:
+        accelerator.free_memory()
 
 
 def _samples(loader: DataLoader[Any], distiller: Distiller | None) -> Iterator[_Sample]:

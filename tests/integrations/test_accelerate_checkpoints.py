@@ -47,6 +47,26 @@ def test_a_second_run_of_a_folder_is_refused_and_the_first_goes_on(accelerator, 
     run(accelerator, tmp_path, epochs=3)  # once it has ended, another may
 
 
+@pytest.mark.parametrize("error", [RuntimeError("of the task"), KeyboardInterrupt()])
+def test_a_run_that_ended_in_an_error_is_not_in_the_next_ones_checkpoints(
+    accelerator, tmp_path, error
+):
+    """As in a notebook, whose accelerator lives on."""
+
+    def fails(logits, labels):
+        raise error
+
+    with pytest.raises(type(error)):
+        run(accelerator, tmp_path / "first", task_loss=fails)
+    _, student, _ = run(accelerator, tmp_path / "second")
+    names = {path.name for path in (tmp_path / "second/checkpoints/epoch-00002").iterdir()}
+    assert "model.safetensors" in names
+    assert "model_1.safetensors" not in names
+    accelerator.free_memory()  # as a fresh process would have it
+    _, resumed, _ = run(accelerator, tmp_path / "second")
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(student.state_dict()))
+
+
 KILLED = """
 import os, signal, sys, time
 from filelock import FileLock
