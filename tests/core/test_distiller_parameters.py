@@ -96,6 +96,44 @@ def test_heads_are_fitted_at_a_rate_that_fits_them(kind, rate, expected):
     assert [g["lr"] for g in distiller.parameter_groups(optimizer, lr=0.3)] == [0.3]
 
 
+class Sam(torch.optim.Optimizer):
+    """One around another, as SAM and Lookahead are."""
+
+    def __init__(self, parameters, lr, kind):
+        self.base_optimizer = kind(parameters, lr=lr)
+        super().__init__(self.base_optimizer.param_groups, {"lr": lr})
+
+
+class Mine(torch.optim.SGD):
+    """A kind of SGD whose name does not say so."""
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (Mine, SGD_HEAD_STEP / 3),
+        (partial(Sam, kind=torch.optim.SGD), SGD_HEAD_STEP / 3),
+        (partial(Sam, kind=Mine), SGD_HEAD_STEP / 3),
+        (partial(Sam, kind=torch.optim.AdamW), HEAD_LEARNING_RATE),
+    ],
+)
+def test_what_an_optimizer_is_made_of_counts(build, expected):
+    _, _, distiller = make()
+    optimizer = build(nn.Linear(1, 1).parameters(), lr=1e-4)
+    assert [g["lr"] for g in distiller.parameter_groups(optimizer)] == [expected]
+
+
+def test_who_looks_at_the_groups_or_is_refused_changes_no_rate():
+    student, _, distiller = make()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    distiller.add_to(optimizer)
+    assert distiller.own_rate == SGD_HEAD_STEP / 3
+    distiller.parameter_groups()
+    with pytest.raises(ValueError, match="got one that has them already"):
+        distiller.add_to(optimizer, lr=0.5)
+    assert distiller.own_rate == SGD_HEAD_STEP / 3
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -38,6 +38,15 @@ def test_training_moves_student_and_heads_and_records_every_epoch(accelerator, t
     assert progress.best_percent == max(epoch["validation"] for epoch in progress.history)
 
 
+@pytest.mark.parametrize(("kind", "rate"), [(torch.optim.SGD, 0.3), (torch.optim.AdamW, 5e-3)])
+def test_heads_come_into_a_prepared_optimizer_at_the_rate_of_its_kind(accelerator, kind, rate):
+    student = net(8, 2)
+    distiller = Distiller(student, net(16, 5), {"0": "0"}, example=torch.zeros(1, 6))
+    optimizer = accelerator.prepare(kind(student.parameters(), lr=1e-4))
+    distiller.add_to(optimizer)
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(rate)
+
+
 def test_a_student_alone_trains_without_a_distiller(accelerator, tmp_path):
     progress, student, _ = run(accelerator, tmp_path, transfer=False)
     assert set(progress.history[0]) == {"task", "validation"}

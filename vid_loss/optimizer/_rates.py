@@ -17,6 +17,7 @@ from vid_loss.losses import VIDLoss
 HEAD_LEARNING_RATE = 5e-3
 SGD_HEAD_STEP = 0.9
 _SGD = ("sgd", "momentum", "nesterov")  # timm's names of it
+_WRAPPED = ("optimizer", "base_optimizer", "_base_optimizer")  # Accelerate, SAM, timm's Lookahead
 
 
 def head_learning_rate(
@@ -36,14 +37,21 @@ def head_learning_rate(
         lr: its rate; that of its first group if None.
         weight: lambda; of several pairs, the largest.
     """
-    # By name, because most of them are in other libraries and share no class.
-    name = (optimizer if isinstance(optimizer, str) else type(optimizer).__name__).lower()
     if lr is None and not isinstance(optimizer, str):
         lr = optimizer.param_groups[0]["lr"]
     least = HEAD_LEARNING_RATE
-    if any(sgd in name for sgd in _SGD):
+    if any(sgd in name.lower() for sgd in _SGD for name in _names_of(optimizer)):
         least = SGD_HEAD_STEP / max(weight, VIDLoss.default_weight)
     return max(float(lr or 0), least)
+
+
+def _names_of(optimizer: Optimizer | str) -> list[str]:
+    """Returns what an optimizer is called: most are in other libraries and share no class."""
+    if isinstance(optimizer, str):
+        return [optimizer]
+    inside = (getattr(optimizer, name, None) for name in _WRAPPED)
+    wrapped = next((x for x in inside if isinstance(x, Optimizer)), None)
+    return [x.__name__ for x in type(optimizer).__mro__] if wrapped is None else _names_of(wrapped)
 
 
 class TrainedHeads(nn.Module):
@@ -88,7 +96,7 @@ class TrainedHeads(nn.Module):
                 f"Distiller, add_to: expected the student's optimizer; got {optimizer!r}. One that "
                 "is yet to be built takes distiller.parameter_groups() beside its own groups."
             )
-        groups = self.parameter_groups(optimizer, lr=lr, weight_decay=weight_decay)
+        groups, rate = self._groups(optimizer, lr, weight_decay)
         there = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if any(id(p) in there for group in groups for p in group["params"]):
             raise ValueError(
@@ -97,6 +105,7 @@ class TrainedHeads(nn.Module):
             )
         for group in groups:
             optimizer.add_param_group(group)
+        self.own_rate = rate
 
     def parameter_groups(
         self,
@@ -115,19 +124,27 @@ class TrainedHeads(nn.Module):
         Args:
             optimizer: what they are for; None if it is yet to be built.
             lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
-                ``HEAD_LEARNING_RATE``, without one. None leaves it to the
-                optimizer.
+                ``HEAD_LEARNING_RATE`` without one. None leaves it to the optimizer.
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
         Returns:
             One group, or two if there is a decay. With an ``lr_scale`` if the optimizer's have
             one, with which loops and timm's scheduler multiply the rate that they set.
         """
+        groups, rate = self._groups(optimizer, lr, weight_decay)
+        if self.own_rate is None:  # who only looks at them changes nothing
+            self.own_rate = rate
+        return groups
+
+    def _groups(
+        self, optimizer: Optimizer | None, lr: float | Literal["auto"] | None, weight_decay: float
+    ) -> tuple[list[dict[str, Any]], float | None]:
+        """Returns the groups, and the heads' own rate, None if it is the optimizer's."""
         weight = self.largest_weight
         groups = _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
-        self.own_rate = groups[0].get("lr") if groups else None
-        scaled = {} if optimizer is None else _scaled(optimizer, self.own_rate)
-        return [{**group, **scaled} for group in groups]
+        rate = groups[0].get("lr") if groups else None
+        scaled = {} if optimizer is None else _scaled(optimizer, rate)
+        return [{**group, **scaled} for group in groups], rate
 
 
 def _groups_of(
