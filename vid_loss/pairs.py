@@ -212,9 +212,10 @@ class Pair:
     ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do.
 
-        One that is not of the features, that a device is out of memory, say, is returned as it is.
+        One that is not of the features, that a device is out of memory, say, is returned as it is,
+        and so is one of a class of its own, which may be built from anything.
         """
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+        if type(error) not in (TypeError, ValueError, RuntimeError):
             return error
         message = told(error, student, teacher)
         separator = ": " if message.startswith("expected") else ", "

@@ -51,6 +51,7 @@ def test_pairs_of_weight_zero_are_not_computed_in_one_process():
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
     student(images())
     assert distiller(images()) == 0
+    assert distiller.terms == {}
     assert DistillationModel(student, distiller)(images())[1] == 0
 
 

@@ -1,5 +1,7 @@
 """Signals, recurrent layers and tokens, and what of them is not chosen."""
 
+from functools import partial
+
 import pytest
 import torch
 from _matching import IMAGES, bert, names, resnet, train_two_steps
@@ -39,6 +41,28 @@ def test_signals_are_paired_with_their_channels_second(widths):
     distiller = Distiller(student, teacher, pairs, example=signals)
     assert all(loss.teacher_channels == widths[1] for loss in distiller.losses.values())
     train_two_steps(student, teacher, pairs, signals)
+
+
+NORMS = [nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, partial(nn.GroupNorm, 2)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_the_matcher_calls_a_signal_is_one_to_the_distiller(norm):
+    student, teacher = (
+        nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv1d(i, o, 3, 2, 1), norm(o))
+                for i, o in ((1, c), (c, c), (c, 2 * c))
+            )
+        )
+        for c in (4, 8)
+    )
+    signals = torch.randn(2, 1, 64)
+    pairs = match_layers(student, teacher, signals)
+    assert {pair.channel_dim for pair in pairs} == {(1, 1)}
+    with pytest.raises(ValueError, match="channel_dim=1"):
+        Distiller(student, teacher, {"1": "1"}, example=signals)
+    Distiller(student, teacher, pairs, example=signals)
 
 
 class Recurrent(nn.Module):

@@ -68,6 +68,26 @@ def test_a_loss_without_a_mask_is_told_of_the_batch_s():
         pair.term(loss, tokens, tokens, torch.ones(2, 4, dtype=torch.bool))
 
 
+class Refused(ValueError):
+    """An error that is built from other things than a message."""
+
+    def __init__(self, shape, wanted):
+        super().__init__(f"{shape} is not {wanted}")
+        self.shape = shape
+
+
+class Refusing(nn.Module):
+    def forward(self, student, teacher):
+        raise Refused(student.shape, "(1, 1)")
+
+
+def test_an_error_of_a_class_of_its_own_comes_as_it_is():
+    tokens = torch.randn(2, 4, 3)
+    with pytest.raises(Refused, match=r"is not \(1, 1\)") as caught:
+        Pair("a", "b", loss=Refusing()).term(Refusing(), tokens, tokens, None)
+    assert caught.value.shape == tokens.shape
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [

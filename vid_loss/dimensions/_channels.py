@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 # What their inputs and outputs are, whatever is around them: (N, C, L), or (N, L, C).
-_OF_SIGNALS = (
+OF_SIGNALS = (
     nn.Conv1d,
     nn.ConvTranspose1d,
     nn.BatchNorm1d,
@@ -49,7 +49,7 @@ def is_signal(
             none.
     """
     leaves = list(layer.modules())
-    signals = any(isinstance(x, _OF_SIGNALS) for x in leaves)
+    signals = any(isinstance(x, OF_SIGNALS) for x in leaves)
     tokens = any(isinstance(x, _OF_TOKENS) for x in leaves)
     if signals != tokens:
         return signals

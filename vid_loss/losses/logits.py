@@ -67,9 +67,9 @@ class KDLoss(FeatureLoss):
             )
         if not self._seen and len(student_feature) and not torch.compiler.is_compiling():
             # Once only: looking at values makes the host wait for the device.
-            self._seen = True
             _refuse_probabilities("student", student_feature)
             _refuse_probabilities("teacher", teacher_feature)
+            self._seen = True
         return _softened_divergence(student_feature, teacher_feature, self.temperature, valid)
 
     def extra_repr(self) -> str:

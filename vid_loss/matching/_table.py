@@ -8,6 +8,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from vid_loss.calls import explained, refuse_no_module
+from vid_loss.dimensions import OF_SIGNALS
 from vid_loss.guards import undisturbed
 from vid_loss.taps import items_of, unwrap
 from vid_loss.teacher import Inputs, as_call
@@ -214,10 +215,6 @@ def _rows(path: str, module: nn.Module, calls: Mapping[nn.Module, "_Call"]) -> I
         )
 
 
-# Layers whose channels come second in (N, C, L); torch's others have them last.
-_CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
-
-
 def _is_signal(
     shape: tuple[int, ...], module: nn.Module, calls: Mapping[nn.Module, "_Call"]
 ) -> bool | None:
@@ -232,7 +229,7 @@ def _is_signal(
     if last is None:
         return False
     made = [tuple(x.shape) for x, _ in calls[last].outputs.values() if x.ndim == 3]
-    second = isinstance(last, _CHANNELS_SECOND)
+    second = isinstance(last, OF_SIGNALS)  # torch's others have their channels last
     if not made or last is module:
         return second and bool(made)
     if shape[1] == shape[2] and second:

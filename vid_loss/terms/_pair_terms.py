@@ -156,6 +156,7 @@ class PairTerms(TrainedHeads):
 
     def idle(self) -> Tensor:
         """Returns the sum where no pair has a weight: 0; among several processes, of all heads."""
+        self.terms = {}
         first = next(chain(self.parameters(), self.buffers()), torch.zeros(()))
         zero = torch.zeros((), device=first.device)
         for loss in self.losses if several_processes() else ():
