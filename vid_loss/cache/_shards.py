@@ -148,9 +148,10 @@ class Shards:
         sums = [_checksum(merged, row) for row in range(len(merged[_INDEX]))]
         merged[_CHECKSUM] = torch.tensor(sums, device="cpu")
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        data = save(merged, metadata={"fingerprint": self.fingerprint})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, save(merged, metadata={"fingerprint": self.fingerprint}))
+            write_whole(path, data)
         except OSError as error:
             self._stopped = True
             warnings.warn(
@@ -160,11 +161,15 @@ class Shards:
                 stacklevel=2,
             )
             return
-        for number in self._pending:
+        self._disk_bytes += len(data)
+        in_memory, self._pending, self._pending_bytes = self._pending, [], 0
+        try:
+            opened = self._open(path)
+        except FileNotFoundError:
+            opened = False
+            _warn_of_damage(path, "none")
+        for number in in_memory if opened else ():
             self._shards[number] = _Shard({})
-        self._disk_bytes += path.stat().st_size
-        self._pending, self._pending_bytes = [], 0
-        self._open(path)
 
     def _append(self, shard: _Shard) -> None:
         samples = shard.tensors[_INDEX].tolist() if shard.tensors else []
@@ -190,7 +195,7 @@ class Shards:
         for shard in shards:
             self._append(shard)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path) -> bool:
         from safetensors import SafetensorError, safe_open
 
         self._opened.add(path.name)
@@ -201,7 +206,7 @@ class Shards:
                 tensors = {name: file.get_tensor(name) for name in names}  # mapped, not read
         except SafetensorError as error:
             _warn_of_damage(path, str(error))
-            return
+            return False
         if fingerprint is None:
             raise ValueError(
                 f"FeatureCache, {self.folder}: expected a folder of its own; got one with "
@@ -218,8 +223,9 @@ class Shards:
         ):
             shapes = {name: tuple(x.shape) for name, x in tensors.items()}
             _warn_of_damage(path, f"tensors of the shapes {shapes}")
-            return
+            return False
         self._append(_Shard(tensors, path))
+        return True
 
 
 def _checksum(tensors: Mapping[str, Tensor], row: int) -> int:
