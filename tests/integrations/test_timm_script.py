@@ -166,6 +166,9 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     scales = {p: x.get("lr_scale", 1) for x in optimizer.param_groups for p in x["params"]}
     assert scales[head] * args.lr == pytest.approx(0.5)
     assert not optimizer.defaults["nesterov"]
-    assert task.get_trainable_module().distiller._teacher.tap.stops_early
+    ends = []
+    module.distiller._teacher.tap.model.register_forward_hook(lambda *_: ends.append(True))
+    module.distiller.teacher_features(torch.rand(2, 3, 160, 160))
+    assert not ends  # it is stopped at its last tapped layer
     assert task.create_evaluator is plain.create_evaluator
     assert task.criterion is plain.criterion

@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from ._layers import LayerSpec
-from ._recorder import Batch, Capture, Complete, Forward, Recorder
+from ._recorder import Batch, Capture, Forward, Recorder, StopForward
 
 _DEEPEST = 6  # a batch is a mapping of lists of targets, say; what is deeper is no input
 
@@ -183,7 +183,7 @@ class _Layer(_Hook):
         if len(forward.captures) == recorder.stop_after:
             # As at the end of a forward, so that nobody takes this for one that failed.
             forward.armed, forward.ran = False, True
-            raise Complete
+            raise StopForward
 
     def note_outside(self) -> None:
         """Remembers that the layer ran although the model was not called."""

@@ -24,7 +24,7 @@ class Capture(NamedTuple):
     calls: int
 
 
-class Complete(Exception):
+class StopForward(Exception):
     """Raised out of a model's forward when its last tapped layer has been read."""
 
 
@@ -55,7 +55,7 @@ class Recorder:
     Attributes:
         mode: which forwards are recorded.
         thread: which thread's; None for any. What others run on the same model meanwhile is theirs.
-        stop_after: end the forward with :class:`Complete` when so many layers have been read.
+        stop_after: end the forward with :class:`StopForward` when so many layers have been read.
         copied: whether the model has been deep-copied since it was tapped.
         compiled: whether the last forward was a compiled one.
         inside: whether the model is running, recorded or not.

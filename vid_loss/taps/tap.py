@@ -17,7 +17,7 @@ from . import _causes
 from ._hooks import register
 from ._layers import LayerSpec, check_arguments, find_layer, unwrap
 from ._places import ways_to
-from ._recorder import Batch, Complete, Forward, Mode, Recorder
+from ._recorder import Batch, Forward, Mode, Recorder, StopForward
 
 
 class FeatureTap:
@@ -89,11 +89,6 @@ class FeatureTap:
         """Whether the last recorded forward has reached any of the layers."""
         return bool(self._recorder.last.captures)
 
-    @property
-    def stops_early(self) -> bool:
-        """Whether :meth:`read` ends a forward at the last tapped layer."""
-        return self._recorder.stop_after is not None
-
     def stop_early(self) -> None:
         """From now on, has :meth:`read` end the model's forward at the last tapped layer.
 
@@ -129,7 +124,7 @@ class FeatureTap:
         try:
             with own_forwards(self.model) if stops else nullcontext():
                 self._given(*args, **kwargs)
-        except Complete:  # not suppress(), which the compiler of torch 2.8 lacks
+        except StopForward:  # not suppress(), which the compiler of torch 2.8 lacks
             pass
         finally:
             recorder.mode, recorder.thread = mode, None
