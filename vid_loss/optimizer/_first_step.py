@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from vid_loss.guards import inside_ddp, several_processes
 
 from ._anew import warn_if_again
+from ._in_loss import InLoss
 from ._loaded import NOT_LOADED, Loaded, has_history
 from ._own_rate import OwnRate
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
@@ -67,6 +68,7 @@ class FirstStep:
         self._stop: weakref.finalize[Any, Any] | None = None
         self._own_rate = OwnRate(self._distiller)
         self._zeroing = Zeroing(self._distiller)
+        self._in_loss = InLoss()
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -111,6 +113,8 @@ class FirstStep:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         in_use = bool(distiller.terms) and self._weighs()
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
+        if in_use and not (with_gradients or self._decided):
+            self._decided = self._in_loss.is_left_out(optimizer, distiller)
         if heads.keys() & held:
             self._own_rate.note(optimizer)
             self._zeroing.note(optimizer)

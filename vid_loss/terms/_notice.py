@@ -136,7 +136,11 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
     )
     rates = _learning_rates(heads)
     if not rates:
-        return start + "The heads are in no optimizer. Add: distiller.add_to(optimizer)"
+        return start + (
+            "The heads are in no optimizer of torch's. Add: distiller.add_to(optimizer). If one of "
+            "another library has them, see that the distiller's value is in the loss that "
+            "backward() is called on."
+        )
     if max(rates) < _LOW_RATE:
         return start + (
             f"The heads' learning rate is {max(rates):.1e}. Give them one of their own: "
@@ -145,8 +149,9 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
             "is to leave theirs."
         )
     return start + (
-        "The heads are trained, so the student's layer does not tell what the teacher's holds: "
-        "see that both get the same samples (teacher_inputs=), or pair another layer."
+        "The heads are in an optimizer, so the student's layer does not tell what the teacher's "
+        "holds: see that both get the same samples (teacher_inputs=), or pair another layer; or "
+        "the distiller's value is not in the loss that backward() is called on."
     )
 
 
