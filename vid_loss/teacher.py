@@ -32,17 +32,19 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
         return inputs, {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    wrap = (
-        " A loader's batch of images and labels: give batch[0]. A model that takes a list as its "
-        "one argument: (images,)."
-    )
+    name = type(inputs).__name__
+    advice = f"A model that takes a {name} as its one argument: (batch,)."
+    if isinstance(inputs, list):
+        advice = f"A loader's batch of images and labels: give batch[0]. {advice}"
+    if isinstance(inputs, tuple):  # a named one, such as a PackedSequence, may be meant both ways
+        advice += " One that takes its entries: tuple(batch)."
     raise TypeError(
         f"{source}: expected a tensor, a tuple of positional or a dict of keyword arguments; "
-        f"got {type(inputs).__name__}.{wrap if isinstance(inputs, list) else ''}"
+        f"got {name}. {advice}"
     )
 
 

@@ -67,6 +67,32 @@ def test_an_optimizer_gets_the_groups_that_it_could_be_built_of():
         assert (added["lr"], added["weight_decay"]) == (group["lr"], group["weight_decay"])
 
 
+class Wrapper:
+    """An optimizer of another library, around one of torch's or not."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def step(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("attributes", "advice"),
+    [
+        (
+            {"opt": torch.optim.SGD([torch.zeros(1)], lr=0.1)},
+            r"one: distiller\.add_to\(optimizer\.opt\)$",
+        ),
+        ({"lr": 0.1}, r"takes list\(distiller\.parameters\(\)\) as a group more when it is built"),
+    ],
+)
+def test_an_optimizer_of_another_library_is_told_what_to_do(attributes, advice):
+    _, _, distiller = make()
+    with pytest.raises(TypeError, match=rf"one of torch's; got <.*Wrapper.*>\. .*{advice}"):
+        distiller.add_to(Wrapper(**attributes))
+
+
 def test_heads_are_added_once():
     _, _, distiller = make()
     optimizer = torch.optim.SGD([distiller.losses["stage1->stage1"].head[0].weight], lr=0.1)

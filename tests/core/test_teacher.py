@@ -128,12 +128,6 @@ def test_a_teacher_that_puts_other_tensors_into_a_container_is_refused(change):
         Distiller(student, teacher, {"stage1": "stage1"}, example=(batch,))
 
 
-def test_a_list_as_an_example_is_to_be_put_into_a_tuple():
-    advice = r"got list\. A loader's batch.*batch\[0\].*takes a list.*\(images,\)"
-    with pytest.raises(TypeError, match=advice):
-        Distiller(*cnn_pair(), {"stage1": "stage1"}, example=[images()])
-
-
 def offloaded(teacher, how, folder):
     accelerate = pytest.importorskip("accelerate")
     device = torch.device("cpu")

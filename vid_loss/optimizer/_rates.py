@@ -93,8 +93,8 @@ class TrainedHeads(nn.Module):
         """
         if not hasattr(optimizer, "add_param_group"):
             raise TypeError(
-                f"Distiller, add_to: expected the student's optimizer; got {optimizer!r}. One that "
-                "is yet to be built takes distiller.parameter_groups() beside its own groups."
+                "Distiller, add_to: expected the student's optimizer, one of torch's; got "
+                f"{optimizer!r}. {_instead_of(optimizer)}"
             )
         groups, rate = self._groups(optimizer, lr, weight_decay)
         there = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -145,6 +145,21 @@ class TrainedHeads(nn.Module):
         rate = groups[0].get("lr") if groups else None
         scaled = {} if optimizer is None else _scaled(optimizer, rate)
         return [{**group, **scaled} for group in groups], rate
+
+
+def _instead_of(optimizer: object) -> str:
+    """Says what to do with what is no optimizer of torch's."""
+    inner = [
+        name for name, x in getattr(optimizer, "__dict__", {}).items() if isinstance(x, Optimizer)
+    ]
+    if inner:
+        return f"It holds one: distiller.add_to(optimizer.{inner[0]})"
+    if hasattr(optimizer, "step"):
+        return (
+            "One of another library takes list(distiller.parameters()) as a group more when it is "
+            "built."
+        )
+    return "One that is yet to be built takes distiller.parameter_groups() beside its own groups."
 
 
 def _groups_of(
