@@ -21,6 +21,7 @@ def train(
     weight=None,
     layer="2",
     frozen=(),
+    spoilt=1.0,
     **options,
 ):
     """Trains a toy pair at 5e-5 and returns what was warned of."""
@@ -31,6 +32,8 @@ def train(
     pair = Pair(layer, layer, weight, loss=partial(VIDLoss, **options))
     batch = torch.randn(4, 8)
     distiller = Distiller(student, teacher, [pair], example=batch, teacher_inputs=teacher_inputs)
+    with torch.no_grad():  # as at the end of a learning rate finder
+        torch._foreach_mul_(list(distiller.parameters()), spoilt)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
     if optimized:
         for group in distiller.parameter_groups(lr=head_lr):
@@ -62,6 +65,14 @@ def test_heads_in_no_optimizer_are_noticed():
 def test_a_teacher_that_sees_other_samples_is_noticed():
     (message,) = train(320, head_lr=5e-3, teacher_inputs=lambda x: x.flip(0))
     assert "teacher_inputs=" in message
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_heads_that_have_run_away_are_to_be_given_back(optimized):
+    *_, message = train(320, head_lr=5e-3, spoilt=1000.0, optimized=optimized)
+    assert "worse than the teacher's mean" in message
+    assert "learning rate finder" in message
+    assert "distiller.load_state_dict(earlier)" in message
 
 
 def test_trained_variances_that_contradict_the_residuals_are_named():

@@ -15,6 +15,7 @@ from vid_loss.pairs import Pair
 
 AT_CALL = 300
 _INERT = 0.05  # explained variance below which next to nothing is transferred
+_WORSE = -0.5  # explained variance of heads that have run away, and not only begun to learn
 _CONTRADICTED = 1.0  # nats by which a variance may be away from its residuals
 _LOW_RATE = 1e-3  # below it, Adam moves a head by less than its own size in hundreds of steps
 
@@ -134,6 +135,13 @@ def _inert(found: Mapping[str, float], heads: Iterable[nn.Module]) -> str:
         f"Distiller: expected the heads to explain some of the teacher's variance after {AT_CALL} "
         f"steps; got {figures}, so next to nothing is transferred. "
     )
+    if min(found.values()) < _WORSE:
+        return start + (
+            "They predict worse than the teacher's mean does: their weights have run away. A "
+            "learning rate finder, or a loop that goes back to an earlier state, is to give back "
+            "theirs with the student's: distiller.load_state_dict(earlier), of a copy.deepcopy("
+            "distiller.state_dict()). Otherwise their rate is too high: add_to(optimizer, lr=...)."
+        )
     rates = _learning_rates(heads)
     if not rates:
         return start + (
