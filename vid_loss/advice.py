@@ -68,13 +68,22 @@ def advice(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> str:
         deeper = "student" if student.ndim > teacher.ndim else "teacher"
         return f" Pool the depth: {deeper}_transform=lambda x: x.mean(2)."
     if mask is not None and kinds[0] == "vector" and mask.numel() == len(student):
-        return f" {one_by_one('attention_mask')}"
+        return f" {of_rows() if mask.ndim == 1 else one_by_one('attention_mask')}"
     if mask is not None and kinds[0] == "tokens" and mask.shape != student.shape[:2]:
         return (
             " Give the pair a mask of its own: Pair(..., mask=lambda attention_mask, **_: ...), a "
             "function of the student's arguments, or mask=False if all tokens count."
         )
     return ""
+
+
+def of_rows() -> str:
+    """Says how rows ``(N, C)``, such as the nodes of a graph, get a mask ``(N,)``."""
+    return (
+        "Rows (N, C), such as samples or nodes, of which some count: Pair(..., student_transform="
+        "lambda x: x.unsqueeze(1), teacher_transform=lambda x: x.unsqueeze(1)), and a mask (N, 1), "
+        "mask.unsqueeze(1). If all count, mask=False."
+    )
 
 
 def one_by_one(mask: str) -> str:

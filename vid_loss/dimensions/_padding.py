@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vid_loss.advice import one_by_one
+from vid_loss.advice import of_rows, one_by_one
 from vid_loss.pairs import Pair
 
 
@@ -79,6 +79,11 @@ def of_other_positions(pair: Pair, mask: Tensor, shape: torch.Size) -> str:
 
 def for_no_pair(mask: Tensor, kind: str) -> str:
     """Says that a call's ``token_mask`` is of the positions of no pair."""
+    if mask.ndim == 1:
+        return (
+            "Distiller, token_mask: expected a mask (N, L) of tokens or (N, H, W) of maps; got "
+            f"shape {tuple(mask.shape)}. {of_rows()}"
+        )
     pairs = "tokens (N, L, C)" if kind == "tokens" else "maps (N, C, H, W)"
     return (
         f"Distiller, token_mask: expected a mask of some pair's positions; got shape "
