@@ -66,7 +66,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         if self.weight is not None:
-            check_weight(self.weight, str(self))
+            object.__setattr__(self, "weight", check_weight(self.weight, str(self)))  # frozen
         if not callable(self.loss):
             raise TypeError(
                 f"{self}, loss: expected a loss module or what builds one; got {self.loss!r}. "

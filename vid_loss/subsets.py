@@ -21,15 +21,16 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
         The indices in ascending order, n times the number of classes of them.
 
     Raises:
+        TypeError: if the labels are no whole numbers.
         ValueError: if a class has fewer than n samples, or n is not positive.
 
     Example:
         >>> images_per_class([0, 1, 1, 0, 1], 2, seed=0)
         [0, 1, 3, 4]
     """
-    labels = (labels if isinstance(labels, Tensor) else torch.tensor(labels, device="cpu")).cpu()
-    if n < 1:
-        raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n}.")
+    labels = _whole(labels, "images_per_class").cpu()
+    if type(n) is not int or n < 1:
+        raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n!r}.")
     if labels.ndim != 1:
         raise ValueError(
             f"images_per_class, labels: expected one class a sample; got shape "
@@ -58,19 +59,27 @@ def labels_per_class(
         labels: the class of each sample.
         n: how many labels of each class to keep.
         seed: of the draw, as in :func:`images_per_class`.
-        ignore_index: what a hidden label becomes; negative.
+        ignore_index: what a hidden label becomes; negative, as 0 and above are classes.
 
     Returns:
-        A copy of the labels, ``(samples,)``.
+        A copy of the labels, ``(samples,)``: int64, which ``ignore_index`` fits in and
+        cross-entropy takes, whatever they were.
 
     Raises:
-        ValueError: if a class has fewer than n samples, or n is not positive.
+        TypeError: if the labels are no whole numbers.
+        ValueError: if a class has fewer than n samples, n is not positive, or ``ignore_index``
+            is not negative.
 
     Example:
         >>> labels_per_class([0, 1, 1, 0], 1, seed=0)
         tensor([   0,    1, -100, -100])
     """
-    labels = labels if isinstance(labels, Tensor) else torch.tensor(labels, device="cpu")
+    if type(ignore_index) is not int or ignore_index >= 0:
+        raise ValueError(
+            "labels_per_class, ignore_index: expected a negative whole number, which is no class; "
+            f"got {ignore_index!r}. For example {IGNORE_INDEX}."
+        )
+    labels = _whole(labels, "labels_per_class")
     hidden = torch.full_like(labels, ignore_index)
     kept = images_per_class(labels, n, seed=seed)
     hidden[kept] = labels[kept]
@@ -95,3 +104,18 @@ def labeled_cross_entropy(
     """
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def _whole(labels: Sequence[int] | Tensor, source: str) -> Tensor:
+    """Returns labels as int64."""
+    try:
+        found = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
+        got = str(found.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        found, got = torch.zeros(1), repr(labels)
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise TypeError(
+            f"{source}, labels: expected the number of each sample's class; got {got}. Number the "
+            "classes from 0, and write labels.long() if the numbers are floats."
+        )
+    return found.long()

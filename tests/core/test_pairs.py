@@ -1,6 +1,8 @@
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,15 @@ from vid_loss import ATLoss, FitNetLoss, KDLoss, Pair, VIDLoss
 )
 def test_names_tell_layers_and_loss(pair, name):
     assert pair.label == name
+
+
+@pytest.mark.parametrize("weight", [torch.tensor(2.5), np.float32(2.5), Fraction(5, 2), 2.5])
+def test_a_weight_is_kept_as_a_float(weight):
+    pair = Pair("a", "b", weight)
+    assert type(pair.weight) is float
+    assert pair.weight == 2.5
+    assert pair == Pair("a", "b", 2.5)
+    assert type(replace(pair, teacher="c").weight) is float
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "much"])

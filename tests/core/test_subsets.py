@@ -50,6 +50,7 @@ def test_hides_all_labels_but_n_of_each_class():
     [
         (LABELS, 21, "expected 21 samples of class 1; got 20"),
         (LABELS, 0, "n: expected 1 or more a class; got 0"),
+        (LABELS, 1.5, "n: expected 1 or more a class; got 1.5"),
         (torch.zeros(2, 2).long(), 1, r"one class a sample; got shape \(2, 2\)"),
     ],
 )
@@ -57,6 +58,36 @@ def test_too_few_is_refused(labels, n, message):
     for draw in (images_per_class, labels_per_class):
         with pytest.raises(ValueError, match=message):
             draw(labels, n, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool])
+def test_labels_of_any_whole_type_are_hidden_as_what_cross_entropy_leaves_out(dtype):
+    labels = torch.tensor([1, 0, 1, 1, 0]).to(dtype)
+    hidden = labels_per_class(labels, 1, seed=0)
+    assert sorted(hidden.tolist()) == [-100, -100, -100, 0, 1]
+    logits = torch.randn(5, 2)
+    kept = hidden >= 0
+    torch.testing.assert_close(
+        F.cross_entropy(logits, hidden), F.cross_entropy(logits[kept], labels[kept].long())
+    )
+    assert labels.tolist() == [1, 0, 1, 1, 0]  # a copy
+
+
+@pytest.mark.parametrize("ignore_index", [0, 255, None, -100.0])
+def test_a_hidden_label_is_no_class(ignore_index):
+    with pytest.raises(ValueError, match="ignore_index: expected a negative whole number"):
+        labels_per_class(LABELS, 1, seed=0, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("labels", [LABELS.float(), [0.0, 1.0], ["cat", "dog"]])
+def test_labels_that_are_no_numbers_of_classes_are_refused(labels):
+    for draw in (images_per_class, labels_per_class):
+        with pytest.raises(TypeError, match=f"^{draw.__name__}, labels: expected the number of"):
+            draw(labels, 1, seed=0)
+
+
+def test_no_labels_are_none_of_each_class():
+    assert images_per_class([], 3, seed=0) == []
 
 
 def test_the_task_loss_is_cross_entropy_over_the_labeled():
