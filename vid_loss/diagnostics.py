@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ._arguments import checked_features
+from ._offline import Offline
 from .calls import refuse_no_module
 from .guards import undisturbed
 from .losses.stats import METRICS, PairDiagnostics
 from .names import module_key
-from .taps import FeatureTap
+from .pairs import Pair
+from .taps import FeatureTap, Given
 
 if TYPE_CHECKING:
     from .distiller import Distiller
@@ -54,6 +57,14 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
             f"{type(losses).__name__}. For example {{'task': loss, **distiller.weighted_terms(x)}}."
         )
     refuse_no_module("gradient_shares, student", student)
+    others = [name for name, x in losses.items() if not isinstance(x, Tensor) or x.numel() != 1]
+    if others:
+        name, got = others[0], losses[others[0]]
+        shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else repr(got)
+        raise TypeError(
+            f"gradient_shares, losses: expected tensors of one number each; got {shape} as "
+            f"{name!r}. Give what backward() could be called on: loss, and not loss.item()."
+        )
     if losses and not any(loss.requires_grad for loss in losses.values()):
         raise ValueError(
             f"gradient_shares, losses: expected losses with a gradient; got {list(losses)} without "
@@ -63,7 +74,7 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
     norms = {}
     for name, loss in losses.items():
         gradients: Sequence[Tensor | None] = []
-        if loss.requires_grad:
+        if loss.requires_grad and parameters:
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         squares = [float(x.double().square().sum()) for x in gradients if x is not None]
         norms[name] = math.sqrt(sum(squares))
@@ -72,39 +83,64 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
 
 
 @torch.no_grad()
-def log_likelihood(distiller: Distiller, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+def log_likelihood(
+    distiller: Distiller,
+    *args: Any,
+    teacher_features: Mapping[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
     """Returns log q(t|s) at each position of each VIDLoss pair.
 
-    Student and heads run in eval mode, and are left as they were.
+    Student and heads run in eval mode, and are left as they were. A cache is neither read nor
+    written: the inputs need not be samples of the data set.
 
     Args:
         distiller: the pairs.
         *args: positional inputs of the student.
+        teacher_features: the teacher's of these inputs, by the layers' names in the pairs; needed
+            without a teacher. The teacher is not run then.
         **kwargs: keyword inputs of the student.
 
     Returns:
         By pair, ``(N, H, W)`` for maps, ``(N, L)`` for tokens (padding included) and ``(N,)`` for
         vectors: nats per element, averaged over channels, without the constant, as in the loss.
+
+    Raises:
+        TypeError, ValueError: if the features are not those of the pairs, or are missing.
     """
     losses = distiller.vid_losses()
     pairs = {name: distiller.pairs[name] for name in losses}
     student = distiller.student
-    cache = distiller.cache
+    if teacher_features is not None or isinstance(distiller._teacher, Offline):
+        teacher_features = _given_features(teacher_features, pairs.values())
     with undisturbed(student, distiller):
         with FeatureTap(student, [x.student for x in pairs.values()], owner="student") as tap:
             student(*args, **kwargs)
             features = tap.collect()
-        try:
-            distiller.cache = None  # these need not be samples of the data set
-            teacher_features = distiller.teacher_features(*args, **kwargs)
-        finally:
-            distiller.cache = cache
+        if teacher_features is None:
+            given = Given(args, kwargs)
+            distiller._teacher.follow(given, student)
+            teacher_features = distiller._teacher.features(given)
         return {
-            name: losses[name].log_likelihood(
-                *pair.prepare(features[pair.student], teacher_features[pair.teacher])
+            name: pair.call(
+                losses[name].log_likelihood,
+                *pair.prepare(features[pair.student], teacher_features[pair.teacher]),
+                None,
             )
             for name, pair in pairs.items()
         }
+
+
+def _given_features(
+    features: Mapping[str, Tensor] | None, pairs: Collection[Pair]
+) -> Mapping[str, Tensor]:
+    if features is None:
+        names = ", ".join(f"{name!r}: ..." for name in sorted({pair.teacher for pair in pairs}))
+        raise TypeError(
+            "log_likelihood, teacher_features: expected those of these inputs, as there is no "
+            f"teacher; got none. Call log_likelihood(distiller, ..., teacher_features={{{names}}})."
+        )
+    return checked_features(features, pairs)
 
 
 def report(distiller: Distiller | None = None) -> str:

@@ -187,6 +187,16 @@ OF_OTHERS = [
         lambda: gradient_shares({"a": torch.zeros((), requires_grad=True)}, None),
     ),
     (
+        TypeError,
+        "gradient_shares, losses: expected tensors of one number each; got 0.5 as 'a'",
+        lambda: gradient_shares({"b": torch.zeros((), requires_grad=True), "a": 0.5}, TinyCNN(4)),
+    ),
+    (
+        TypeError,
+        "gradient_shares, losses: expected tensors of one number each; got shape (3,",
+        lambda: gradient_shares({"a": torch.zeros(3, requires_grad=True)}, TinyCNN(4)),
+    ),
+    (
         ValueError,
         "gradient_shares, losses: expected losses with a gradient",
         lambda: gradient_shares({"a": torch.zeros(())}, TinyCNN(4)),

@@ -157,3 +157,10 @@ def test_a_report_says_what_keeps_the_diagnostics_away(monkeypatch):
     distiller = Distiller(student, teacher, PAIRS, example=images())
     monkeypatch.setattr(distiller, "metrics", not_finite)
     assert "diagnostics: NaN in it" in report(distiller)
+
+
+def test_a_frozen_student_has_no_share():
+    student, _ = cnn_pair()
+    batch = images().requires_grad_()
+    student.requires_grad_(False)
+    assert gradient_shares({"task": student(batch).sum()}, student) == {"task": 0.0}
