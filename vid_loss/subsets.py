@@ -29,7 +29,7 @@ def images_per_class(labels: Sequence[int] | Tensor, n: int, *, seed: int) -> li
         [0, 1, 3, 4]
     """
     labels = _whole(labels, "images_per_class").cpu()
-    if type(n) is not int or n < 1:
+    if not hasattr(n, "__index__") or n < 1:  # also NumPy's
         raise ValueError(f"images_per_class, n: expected 1 or more a class; got {n!r}.")
     if labels.ndim != 1:
         raise ValueError(
@@ -74,7 +74,7 @@ def labels_per_class(
         >>> labels_per_class([0, 1, 1, 0], 1, seed=0)
         tensor([   0,    1, -100, -100])
     """
-    if type(ignore_index) is not int or ignore_index >= 0:
+    if not hasattr(ignore_index, "__index__") or ignore_index >= 0:
         raise ValueError(
             "labels_per_class, ignore_index: expected a negative whole number, which is no class; "
             f"got {ignore_index!r}. For example {IGNORE_INDEX}."

@@ -19,6 +19,11 @@ def test_draws_n_of_every_class_once_each(labels):
     assert torch.bincount(LABELS[drawn]).tolist() == [7, 7, 0, 7]
 
 
+def test_a_number_may_be_a_tensor_s_or_numpys():
+    for n in (torch.tensor(7), torch.tensor(7).numpy()[()]):
+        assert images_per_class(LABELS, n, seed=0) == images_per_class(LABELS, 7, seed=0)
+
+
 def test_the_seed_decides_and_nothing_else_is_touched():
     state = torch.get_rng_state()
     first = images_per_class(LABELS, 7, seed=0)
