@@ -19,7 +19,7 @@ def pairs_by_name(pairs: Mapping[str, str] | Iterable[Pair]) -> dict[str, Pair]:
     if isinstance(given, Pair) or not all(isinstance(pair, Pair) for pair in pairs):
         raise TypeError(
             "Distiller, pairs: expected a dict of student layer to teacher layer or a list of "
-            f"Pair; got {given!r}."
+            f'Pair; got {given!r}. For example {{"layer4": "layer4"}}.'
         )
     if not pairs:
         raise ValueError("Distiller, pairs: expected at least one pair; got none.")

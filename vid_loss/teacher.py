@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .calls import explained, takes
 from .guards import plain_tensors
@@ -38,9 +39,13 @@ def as_call(inputs: Inputs, source: str) -> tuple[tuple[Any, ...], dict[str, Any
         return (), dict(inputs)
     name = type(inputs).__name__
     advice = f"A model that takes a {name} as its one argument: (batch,)."
-    if isinstance(inputs, list):
+    if isinstance(inputs, DataLoader):
+        advice = "Give the inputs of a batch: images, labels = next(iter(loader)), then images."
+    elif hasattr(inputs, "__array__"):
+        advice = "Make it a tensor: torch.as_tensor(batch)."
+    elif isinstance(inputs, list):
         advice = f"A loader's batch of images and labels: give batch[0]. {advice}"
-    if isinstance(inputs, tuple):  # a named one, such as a PackedSequence, may be meant both ways
+    elif isinstance(inputs, tuple):  # a named one, such as a PackedSequence, may be meant both ways
         advice += " One that takes its entries: tuple(batch)."
     raise TypeError(
         f"{source}: expected a tensor, a tuple of positional or a dict of keyword arguments; "

@@ -4,6 +4,7 @@ import pytest
 import torch
 from _models import cnn_pair, images
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vid_loss import Distiller
 
@@ -19,6 +20,8 @@ PACKED = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
     ("example", "advice"),
     [
         ([images()], r"list\. A loader's batch.*: give batch\[0\]\. A model that takes a list as"),
+        (DataLoader([1]), r"DataLoader\. Give the inputs of a batch: .*next\(iter\(loader\)\)"),
+        (images().numpy(), r"ndarray\. Make it a tensor: torch\.as_tensor\(batch\)\.$"),
         (Graph(), r"Graph\. A model that takes a Graph as its one argument: \(batch,\)\.$"),
         (
             PACKED,
