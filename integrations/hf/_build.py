@@ -63,7 +63,7 @@ class HeadsBuilder:
             student: the model that is trained.
 
         Returns:
-            They, on the student; None if there is no batch.
+            The heads, by now a part of the student; None if there is no batch.
 
         Raises:
             TypeError, ValueError, RuntimeError: as :class:`~vid_loss.Distiller`.

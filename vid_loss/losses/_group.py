@@ -200,8 +200,8 @@ class Group:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns each sample's sum of squared residuals, ``(N, C)`` by pair, and all samples'.
 
-        Heads speak one after the other: what one says, and what it was given, is freed when its
-        residual is there.
+        Heads run one at a time, so that each one's input and output are freed once its residual
+        exists.
         """
         means = mean.split_with_sizes(self.sizes)
         units = None if unit is None else unit.split_with_sizes(self.sizes)

@@ -98,7 +98,7 @@ def _drawn_on(feature: Tensor) -> torch.device:
 
 
 def _every(size: int, step: int, device: torch.device) -> slice | Tensor:
-    """Returns every so-manieth of a dimension, from a random one on and around its end."""
+    """Returns every ``step``-th index of a dimension, from a random one on, wrapped at its end."""
     if step == 1:
         return slice(None)
     start = torch.randint(size, (), device=device)

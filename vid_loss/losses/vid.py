@@ -70,7 +70,8 @@ class VIDLoss(FeatureLoss):
     """
 
     # Between what images want at SGD's rates (10) and at Adam's (1 to 3): examples/paper/q_fit, by
-    # validation data, one seed. Not for few steps at 5e-5, where the task loses by it: 0.1 or less.
+    # validation data, one seed. While the task's own loss has not moved, as in few steps at 5e-5,
+    # more steps or a larger rate help, not a smaller lambda: README.md beside this file, lambda.
     default_weight = 3.0
 
     def __init__(

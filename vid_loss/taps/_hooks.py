@@ -23,8 +23,8 @@ class Given:
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
-        tensors: those in lists, mappings and objects too, as a batch may be. None while compiling,
-            which knows no identities.
+        tensors: those in lists, mappings and objects too, as a batch may be. Empty while
+            compiling, where tensors have no identity to compare.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
