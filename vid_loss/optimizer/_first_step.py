@@ -18,6 +18,7 @@ from ._in_loss import InLoss
 from ._loaded import NOT_LOADED, Loaded, has_history
 from ._own_rate import OwnRate
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
+from ._uncalled import Uncalled
 from ._watched import Watched
 from ._zeroing import Zeroing
 
@@ -69,6 +70,7 @@ class FirstStep:
         self._own_rate = OwnRate(self._distiller)
         self._zeroing = Zeroing(self._distiller)
         self._in_loss = InLoss()
+        self._uncalled = Uncalled()
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -115,6 +117,8 @@ class FirstStep:
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
         if in_use and not (with_gradients or self._decided):
             self._decided = self._in_loss.is_left_out(optimizer, distiller)
+        elif not distiller.terms and self._weighs():
+            self._uncalled.count(optimizer, distiller)
         if heads.keys() & held:
             self._own_rate.note(optimizer)
             self._zeroing.note(optimizer)
