@@ -15,6 +15,7 @@ from vid_loss.guards import inside_ddp, several_processes
 
 from ._anew import warn_if_again
 from ._in_loss import InLoss
+from ._inside import warn_if_inside
 from ._loaded import NOT_LOADED, Loaded, has_history
 from ._own_rate import OwnRate
 from ._schedulers import heads_came_late, in_doubt, schedulers_of, will_fail
@@ -153,6 +154,8 @@ class FirstStep:
             self._decided = False
             raise RuntimeError(NOT_LOADED)
         distiller = self._distiller()
+        if self._decided and distiller:
+            warn_if_inside(distiller)
         if self._decided and distiller and self._loaded and not self._loaded.happened:
             warn_if_again(optimizer, distiller)
 
