@@ -46,9 +46,10 @@ class FirstStep:
     """Looks once whether the heads are trained, and trained rightly; says which line is missing.
 
     A hook that torch calls before each step of any optimizer sees what matters, whatever loop or
-    wrapper there is. It reads no value of a tensor but in the step that it decides at. In several
-    processes the heads' gradients are compared too: in the distiller's next call, which every
-    process makes, where a step that one of them skips could leave the others waiting.
+    wrapper there is. It reads no value of a tensor but in the step that it decides at. A distiller
+    that is called after its heads' optimizer is gone has another one, which is looked at as well.
+    In several processes the heads' gradients are compared too: in the distiller's next call, which
+    every process makes, where a step that one of them skips could leave the others waiting.
 
     Args:
         distiller: what is looked at. A copy of it is looked at from its first call on.
@@ -56,10 +57,11 @@ class FirstStep:
 
     Attributes:
         settled: whether there is nothing more to look at.
+        gone: whether the optimizer that was looked at is.
     """
 
     def __init__(self, distiller: Watched, loaded: Loaded | None) -> None:
-        self.settled = False
+        self.settled = self.gone = False
         self._distiller = weakref.ref(distiller)
         self._loaded = loaded
         self._shapes: list[torch.Size] = []
@@ -72,6 +74,7 @@ class FirstStep:
         self._zeroing = Zeroing(self._distiller)
         self._in_loss = InLoss()
         self._uncalled = Uncalled()
+        self._optimizer: weakref.ref[Optimizer] | None = None  # that was found to have the heads
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -86,6 +89,12 @@ class FirstStep:
         Raises:
             RuntimeError: if the heads' gradients were not the same in each.
         """
+        if self.gone and self._stop is not None:
+            self._stop()
+            self._stop = None
+            self._loaded = None  # a new optimizer may have loaded the state of the old one
+            self._decided = self.gone = False
+            self._steps.clear()
         if self._stop is None:
             self.watch()
         elif self._decided and self._compared:
@@ -158,6 +167,9 @@ class FirstStep:
             warn_if_inside(distiller)
         if self._decided and distiller and self._loaded and not self._loaded.happened:
             warn_if_again(optimizer, distiller)
+        if self._decided:
+            own = weakref.ref(self)
+            self._optimizer = weakref.ref(optimizer, lambda _: _note_gone(own()))
 
     def _look_at_student(self, optimizer: Optimizer, heads: Mapping[int, Tensor]) -> None:
         self._looks += 1
@@ -200,6 +212,12 @@ class FirstStep:
     def __deepcopy__(self, memo: dict[int, Any]) -> "FirstStep":
         """A copy of a distiller has what the heads have learnt, and perhaps the optimizer's."""
         return FirstStep(memo[id(self._distiller())], None)
+
+
+def _note_gone(first_step: FirstStep | None) -> None:
+    # Nothing else here: torch may be going through its hooks while an optimizer is collected.
+    if first_step is not None:
+        first_step.settled, first_step.gone = False, True
 
 
 class _Hook:
