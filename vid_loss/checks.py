@@ -1,10 +1,26 @@
-"""Checks of a pair's transforms and loss, when its heads are sized."""
+"""Checks of arguments: a pair's names, transforms and loss, and rates."""
 
+import math
 from collections.abc import Callable
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+
+def check_number(source: str, value: object, remedy: str) -> None:
+    """Refuses what is no learning rate, weight or decay.
+
+    Args:
+        source: the object and the argument.
+        value: to be looked at.
+        remedy: what to do, such as an example.
+
+    Raises:
+        ValueError: if it is no finite number, or below 0.
+    """
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{source}: expected a number, 0 or more; got {value!r}. {remedy}")
 
 
 def check_names(student: object, teacher: object, name: object) -> None:

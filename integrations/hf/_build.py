@@ -4,7 +4,8 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -17,6 +18,7 @@ from vid_loss.matching import match_layers
 from vid_loss.pairs import Pair
 
 from ._cache import check_indexed
+from ._checks import has_meta, refuse_meta
 from ._heads import StudentHeads
 from ._inputs import Columns, as_batch, padding_mask, with_decoder_masks
 from ._names import named_in_wrapper
@@ -77,6 +79,27 @@ class HeadsBuilder:
         with whole(student):
             return self._sized(student, self.example)
 
+    def replacement(self, heads: StudentHeads | None) -> nn.Module | None:
+        """Returns the model that was set on the trainer since the heads were built, if any.
+
+        Args:
+            heads: those that there are.
+
+        Raises:
+            ValueError: if it was set in one of two places.
+        """
+        trainer = self.trainer
+        unwrap = partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
+        model, runs = unwrap(trainer.model), unwrap(trainer.model_wrapped)
+        if getattr(heads, "student", None) is model:
+            return None
+        if runs is not model:
+            raise ValueError(
+                "VIDTrainer, model: expected trainer.model_wrapped, which runs, to have it inside; "
+                "got another. Set both: trainer.model_wrapped = trainer.model = model."
+            )
+        return cast(nn.Module, model)
+
     def put_back(self, dataset: Any) -> Any:
         """Returns the train set with the rows that were taken from it, for its loader."""
         return dataset if self._first_rows is None else self._first_rows.put_back(dataset)
@@ -84,7 +107,7 @@ class HeadsBuilder:
     def _sized(self, student: nn.Module, batch: Mapping[str, Any]) -> StudentHeads:
         trainer, columns, teacher = self.trainer, self.columns, self.columns.teacher
         for owner, model in (("model", student), ("teacher", teacher)):
-            _refuse_meta(owner, model)
+            refuse_meta(owner, model)
         if columns.indexed:
             check_indexed(batch)
         device = next(student.parameters()).device
@@ -179,39 +202,10 @@ def _is_ours(error: Exception) -> bool:
     return str(frame.f_globals.get("__name__")).startswith(f"{__name__.partition('.')[0]}.")
 
 
-def refuse_engine(trainer: Trainer) -> None:
-    """Raises the ValueError about an engine that heads cannot be trained under."""
-    if trainer.args.n_gpu > 1:
-        raise ValueError(
-            f"VIDTrainer: expected one GPU a process; got {trainer.args.n_gpu}, which Trainer "
-            "would use through nn.DataParallel. Start the script with torchrun or accelerate "
-            "launch, or set CUDA_VISIBLE_DEVICES=0."
-        )
-    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
-        raise ValueError(
-            "VIDTrainer, fsdp: expected FSDP 2; got version 1, with which heads were not seen to "
-            "work. Set fsdp_version: 2, in fsdp_config or in Accelerate's configuration."
-        )
-
-
-def _refuse_meta(owner: str, model: nn.Module) -> None:
-    # Accelerate's hook loads what is offloaded when it is needed: for a forward, not for training.
-    offloaded = owner == "teacher" and any(hasattr(x, "_hf_hook") for x in model.modules())
-    if _has_meta(model) and not offloaded:
-        raise ValueError(
-            f"VIDTrainer, {owner}: expected weights in memory; got a model on the meta device. "
-            "Load it with from_pretrained() and without device_map='meta' or init_empty_weights()."
-        )
-
-
-def _has_meta(model: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
 def move_teacher(teacher: nn.Module, device: torch.device) -> None:
     """Moves a teacher; what is offloaded, spread over devices or quantised stays where it is."""
     placed = getattr(teacher, "hf_device_map", None) is not None or hasattr(teacher, "hf_quantizer")
-    if not (placed or _has_meta(teacher)):
+    if not (placed or has_meta(teacher)):
         teacher.to(device)
 
 

@@ -48,6 +48,16 @@ def _layerwise(optimizer: Any) -> dict[Tensor, Optimizer]:
     return of_parameters or {}
 
 
+def refuse_rate_beside(optimizer: Optimizer | None, rate: float | None) -> None:
+    """Raises the ValueError about a rate for heads in an optimizer that is not the Trainer's."""
+    if optimizer is not None and rate is not None:
+        raise ValueError(
+            "VIDTrainer, head_learning_rate: expected None beside an optimizer of yours, whose "
+            f"groups have their own; got {rate!r}. Drop it here, and before train() give it to the "
+            f"heads: trainer.distiller.add_to(optimizer, lr={rate!r})."
+        )
+
+
 def refuse_optimizer_without_heads(trainer: Trainer, distiller: Distiller) -> None:
     """Raises the RuntimeError that says which line an optimizer or a scheduler of one's own lacks.
 

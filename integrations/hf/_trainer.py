@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,13 +13,14 @@ from vid_loss.cache import FeatureCache, checked_cache
 from vid_loss.guards import hook_guards
 from vid_loss.teacher import Inputs
 
-from ._build import HeadsBuilder, refuse_engine
+from ._build import HeadsBuilder
 from ._card import ModelCardMixin
 from ._checkpoint import plain_student, save_heads, split_heads, whole_checkpoint
+from ._checks import check_arguments, refuse_closed, refuse_engine, refuse_nothing_to_size
 from ._heads import HEADS
 from ._inputs import Columns
 from ._loss import TransferLoss
-from ._optimizer import give_heads_groups
+from ._optimizer import give_heads_groups, refuse_rate_beside
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -52,13 +52,14 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         stop_teacher: as in :class:`~vid_loss.Distiller`.
         cache: keeps the teacher's features; the train set has a column ``sample_index``.
         head_learning_rate: of the heads, which start at random; schedules scale it as they do the
-            student's. None is ``args.learning_rate``, but at least 5e-3; 0.3 with SGD.
+            student's. None is ``args.learning_rate``, but at least 5e-3; 0.3 with SGD. Not
+            beside an optimizer of yours: ``trainer.distiller.add_to(optimizer, lr=)``.
         **kwargs: the Trainer's keyword arguments.
 
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if a model is on the meta device, the train set is empty, ``nn.DataParallel``
-            or FSDP 1 would be used, or a pair does not fit.
+            or FSDP 1 would be used, a pair does not fit, or the rate is none or has no effect.
         RuntimeError: if the forward never reaches a layer.
     """
 
@@ -75,6 +76,7 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         head_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(teacher, example, teacher_inputs, head_learning_rate)
         self.teacher = teacher
         self._head_learning_rate = head_learning_rate
         columns = Columns(teacher, teacher_inputs, indexed=checked_cache(cache) is not None)
@@ -88,9 +90,10 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
             stop_teacher=stop_teacher,
             cache=cache,
         )
-        self._ready = False
+        self._ready = self._closed = self._made_optimizer = False
         super().__init__(*args, **kwargs)
         refuse_engine(self)
+        refuse_rate_beside(self.optimizer, head_learning_rate)
         self._transfer.columns.label_names.update(self.label_names)
         self._ready = True
         self._attach(cast(nn.Module, self.model))
@@ -104,7 +107,11 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
         return None if self._transfer.heads is None else self._transfer.heads.distiller
 
     def close(self) -> None:
-        """Takes heads and hooks off the student. It is then what it was, its weights trained."""
+        """Takes heads and hooks off the student. It is then what it was, its weights trained.
+
+        That is the end of training here: the heads are gone.
+        """
+        self._closed = True
         heads, self._transfer.heads = self._transfer.heads, None
         if heads is not None:
             heads.detach()
@@ -143,39 +150,35 @@ class VIDTrainerMixin(ModelCardMixin, _Base):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Makes the Trainer's optimizer, with groups of the heads' own behind the student's."""
-        given = self.optimizer is not None
+        made = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.distiller is not None and not given:
+        if self.distiller is not None and made:
+            self._made_optimizer = True
             give_heads_groups(optimizer, self.distiller, self._head_learning_rate)
         return optimizer
 
     # ---- Training ----
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trains, as the Trainer does, on the sum of the task loss and the transfer terms."""
-        if self.model is not None:  # as in a search, which makes one for each trial
-            self._attach_if_replaced()
-        if self._transfer.heads is None:
-            raise ValueError(
-                "VIDTrainer, example: expected a collated batch, as there is no train_dataset to "
-                "size the heads with; got None. Pass one of the two."
-            )
+        """Trains, as the Trainer does, on the sum of the task loss and the transfer terms.
+
+        Raises:
+            RuntimeError: after :meth:`close`.
+            ValueError: if there is nothing to size heads with, or a model, an optimizer or a rate
+                does not go with the heads.
+        """
+        refuse_closed(self._closed)
+        if not self._made_optimizer:  # it may have been set since
+            refuse_rate_beside(self.optimizer, self._head_learning_rate)
+        if self.model is not None:  # unlike in a search, which makes one for each trial
+            model = self._builder.replacement(self._transfer.heads)
+            if model is not None:
+                self._attach(model)
+        refuse_nothing_to_size(self._transfer.heads)
         guards = hook_guards() if self.args.torch_compile else nullcontext()
         with guards, self._transfer.installed(self._builder.example or {}):
             resume = whole_checkpoint(resume_from_checkpoint, self.args.output_dir)
             return super().train(resume, *args, **kwargs)
-
-    def _attach_if_replaced(self) -> None:
-        unwrap = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
-        model, runs = unwrap(self.model), unwrap(self.model_wrapped)
-        if getattr(self._transfer.heads, "student", None) is model:
-            return
-        if runs is not model:
-            raise ValueError(
-                "VIDTrainer, model: expected trainer.model_wrapped, which runs, to have it inside; "
-                "got another. Set both: trainer.model_wrapped = trainer.model = model."
-            )
-        self._attach(model)
 
     def get_train_dataloader(self) -> Any:
         """Returns the Trainer's loader, of all rows, those that the heads were sized with too."""

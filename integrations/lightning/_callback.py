@@ -15,7 +15,7 @@ from vid_loss import Distiller, Pair, match_layers
 from vid_loss.cache import FeatureCache
 from vid_loss.teacher import Inputs
 
-from ._checks import places_in, refuse_sharded_and_manual, student_of
+from ._checks import check_arguments, example_of, places_in, refuse_sharded_and_manual, student_of
 from ._finetuning import keep_heads_from_finetuning
 from ._heads import heads_in_optimizers
 
@@ -45,6 +45,9 @@ class VIDCallback(Callback):
         stop_teacher: as in :class:`~vid_loss.Distiller`.
         cache: keeps the teacher's features; a batch is a dict with ``"sample_index"``.
 
+    Raises:
+        TypeError, ValueError: if an argument cannot be meant.
+
     Attributes:
         distiller: the transfer terms; None before ``fit`` has come to the optimizers. It stays to
             be read after ``fit``, with its hooks removed.
@@ -63,6 +66,7 @@ class VIDCallback(Callback):
         stop_teacher: bool = False,
         cache: FeatureCache | None = None,
     ) -> None:
+        check_arguments(teacher, student, head_learning_rate, teacher_inputs)
         self.teacher = teacher
         self.distiller: Distiller | None = None
         self._pairs = pairs
@@ -167,12 +171,7 @@ class VIDCallback(Callback):
             ValueError: if there is no such student or no example, or a pair does not fit.
         """
         student = student_of(pl_module, self._student)
-        example = self._example if self._example is not None else pl_module.example_input_array
-        if example is None:
-            raise ValueError(
-                "VIDCallback, example: expected a batch of the student's inputs, to size the "
-                "heads; got None. Pass one, or set the module's example_input_array."
-            )
+        example = example_of(pl_module, self._example)
         precision = trainer.precision_plugin
         teacher = precision.convert_module(self.teacher.to(pl_module.device))
         example = precision.convert_input(move_data_to_device(example, pl_module.device))

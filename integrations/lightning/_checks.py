@@ -8,6 +8,28 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from vid_loss.cache import SAMPLE_INDEX
+from vid_loss.calls import refuse_no_module
+from vid_loss.checks import check_number
+from vid_loss.teacher import Inputs, check_teacher_inputs
+
+
+def check_arguments(teacher: Any, student: Any, head_rate: Any, teacher_inputs: Any) -> None:
+    """Refuses arguments of a callback that are of another type.
+
+    Raises:
+        TypeError: if the teacher is no module, the student no name, or the inputs no function.
+        ValueError: if the heads' learning rate is none.
+    """
+    refuse_no_module("VIDCallback, teacher", teacher)
+    if not isinstance(student, str):
+        got = type(student).__name__
+        raise TypeError(
+            f"VIDCallback, student: expected an attribute's name; got {got}. For example 'model'."
+        )
+    if head_rate is not None:
+        remedy = "For example 5e-3; None chooses one."
+        check_number("VIDCallback, head_learning_rate", head_rate, remedy)
+    check_teacher_inputs("VIDCallback", teacher_inputs)
 
 
 def student_of(pl_module: LightningModule, name: str) -> nn.Module:
@@ -24,6 +46,22 @@ def student_of(pl_module: LightningModule, name: str) -> nn.Module:
             f"module; got {name!r}. There are {found}."
         )
     return student
+
+
+def example_of(pl_module: LightningModule, given: Inputs | None) -> Inputs:
+    """Returns the batch to size heads with: as given, or the module's.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    example: Any = given if given is not None else pl_module.example_input_array
+    if example is None:
+        raise ValueError(
+            "VIDCallback, example: expected a batch of the student's inputs, to size the "
+            "heads; got None. Pass one, or set the module's example_input_array."
+        )
+    found: Inputs = example
+    return found
 
 
 def refuse_sharded_and_manual(trainer: Trainer, pl_module: LightningModule) -> None:

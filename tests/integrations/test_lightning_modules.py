@@ -151,6 +151,26 @@ def test_what_cannot_be_distilled_is_named(module, options, message):
         fit(module(), callback(**options))
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        *(
+            ({"teacher": x}, TypeError, "teacher: expected an nn.Module; got")
+            for x in (None, "resnet18", 3, [nn.Linear(1, 1)], {"a": 1}, Task, torch.ones(2))
+        ),
+        *(
+            ({"head_learning_rate": x}, ValueError, "head_learning_rate: expected a number, 0 or")
+            for x in (-1.0, float("nan"), float("inf"), "0.1", [1], torch.ones(2))
+        ),
+        *(({"student": x}, TypeError, "student: expected an attribute") for x in (None, 3, [1])),
+        *(({"teacher_inputs": x}, TypeError, "teacher_inputs: expected a fun") for x in ("x", 0)),
+    ],
+)
+def test_what_cannot_be_meant_is_said_at_construction(options, error, message):
+    with pytest.raises(error, match=f"^VIDCallback, {message}"):
+        VIDCallback(**{"teacher": nn.Linear(1, 1), "pairs": PAIRS, **options})
+
+
 def test_a_student_that_stays_in_eval_mode_is_named():
     task = Task()
     task.model.eval()  # as from_pretrained() leaves one, and Lightning as it is
