@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from vid_loss import DistillationModel, KDLoss, Pair
-from vid_loss.optimizer import _first_step
+from vid_loss.optimizer import _averaged
 
 pytestmark = pytest.mark.usefixtures("no_hooks_of_other_tests")
 
@@ -140,7 +140,7 @@ def test_an_average_of_the_model_is_not_looked_at():
 
 def test_an_adapter_that_does_not_call_the_distiller_pays_for_no_comparison(monkeypatch):
     """It asks for the terms inside the student's forward, in several processes."""
-    monkeypatch.setattr(_first_step, "several_processes", lambda: True)
+    monkeypatch.setattr(_averaged, "several_processes", lambda: True)
     monkeypatch.setattr(torch.Tensor, "norm", lambda *_: pytest.fail("a norm is taken"))
     script = Script()
     for _ in range(3):
@@ -151,7 +151,7 @@ def test_an_adapter_that_does_not_call_the_distiller_pays_for_no_comparison(monk
 
 def test_processes_compare_in_few_calls_while_gradients_are_accumulated(monkeypatch):
     calls, number = [], 0
-    monkeypatch.setattr(_first_step, "several_processes", lambda: True)
+    monkeypatch.setattr(_averaged, "several_processes", lambda: True)
     script = Script()
     monkeypatch.setattr(
         torch.distributed, "all_reduce", lambda *_, **__: calls.append(number), raising=False

@@ -30,11 +30,6 @@ def set_on(place):
     return put
 
 
-def its_losses(student, distiller):
-    student.heads = distiller.losses
-    return student
-
-
 def said(put, *, add):
     torch.manual_seed(0)
     student, teacher = cnn_pair()
@@ -61,11 +56,6 @@ def test_a_part_of_the_student_is_told_of_once_by_its_name(place, add):
     assert "expected to stand beside the student" in message
     assert f"as the student's {place!r}" in message
     assert "distiller.add_to(optimizer)" in message
-
-
-def test_so_are_its_losses():
-    (message,) = said(its_losses, add=True)
-    assert "as the student's 'heads'" in message
 
 
 @pytest.mark.parametrize("holder", [Engine, DistillationModel])

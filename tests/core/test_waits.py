@@ -21,7 +21,7 @@ from vid_loss import (
     VIDLoss,
 )
 from vid_loss.losses import together
-from vid_loss.optimizer import _first_step
+from vid_loss.optimizer import _averaged
 from vid_loss.terms import _pair_terms
 
 READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique")
@@ -118,7 +118,7 @@ def test_on_the_cpu_each_pair_s_loss_is_read_and_nothing_else(monkeypatch):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_other_processes_are_waited_for_by_running_estimates_alone(monkeypatch, tmp_path):
-    for module in (_first_step, _pair_terms, together):
+    for module in (_averaged, _pair_terms, together):
         monkeypatch.setattr(module, "several_processes", lambda: True)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1

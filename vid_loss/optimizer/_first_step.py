@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from vid_loss.guards import inside_ddp, several_processes
-
 from ._anew import warn_if_again
+from ._averaged import Averaged
 from ._in_loss import InLoss
 from ._inside import warn_if_inside
 from ._loaded import NOT_LOADED, Loaded, has_history
@@ -24,7 +23,6 @@ from ._watched import Watched
 from ._zeroing import Zeroing
 
 _MOST_LOOKS = 128  # engines that hide their parameters from us are not asked for ever
-_SAME = 1e-3  # relative; what processes have not averaged differs by percents
 
 _NOT_TRAINED = (
     "Distiller: expected its heads to be trained with the student; they are in no optimizer. Add: "
@@ -33,12 +31,6 @@ _NOT_TRAINED = (
 _SCHEDULER_FIRST = (
     "Distiller: expected its heads in the optimizer before a scheduler is built on it; {got}. "
     "Build the scheduler after distiller.add_to(optimizer)."
-)
-_NOT_AVERAGED = (
-    "Distiller: expected the processes to average the gradients of its heads, as the student's; "
-    "got other ones in each, so that the heads drift apart. Wrap it as the student: loss_fn = "
-    "DistributedDataParallel(distiller), and call that; or prepare both: student, distiller, "
-    "optimizer = accelerator.prepare(student, distiller, optimizer)."
 )
 
 
@@ -64,12 +56,11 @@ class FirstStep:
         self.settled = self.gone = False
         self._distiller = weakref.ref(distiller)
         self._loaded = loaded
-        self._shapes: list[torch.Size] = []
         self._steps: dict[int, int] = {}  # of each optimizer that has the student or the heads
-        self._norms: Tensor | None = None  # of the heads' gradients, at the first step
-        self._calls = self._looks = 0
-        self._decided = self._compared = False
+        self._looks = 0
+        self._decided = False
         self._stop: weakref.finalize[Any, Any] | None = None
+        self._averaged = Averaged(self._distiller)
         self._own_rate = OwnRate(self._distiller)
         self._zeroing = Zeroing(self._distiller)
         self._in_loss = InLoss()
@@ -78,8 +69,7 @@ class FirstStep:
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
-        if (distiller := self._distiller()) is not None:
-            self._shapes = [p.shape for p in distiller.losses.parameters()]
+        self._averaged.begin()
         hook = register_optimizer_step_pre_hook(_Hook(self))
         self._stop = weakref.finalize(self, hook.remove)
 
@@ -97,18 +87,12 @@ class FirstStep:
             self._steps.clear()
         if self._stop is None:
             self.watch()
-        elif self._decided and self._compared:
+        elif self._decided and self._averaged.settled:
             # Not in the hook itself: torch is going through its hooks then.
             self._stop()
             self.settled = self._own_rate.look() and self._zeroing.look()
-        if self._compared or not self._weighs():
-            return
-        self._calls += 1
-        if not several_processes() or inside_ddp() or self._calls > _MOST_LOOKS:
-            self._compared = True
-        elif self._calls > 1 and not (self._calls - 1) & (self._calls - 2):
-            # In calls 2, 3, 5, 9, 17, ...: a step may take many, when gradients are accumulated.
-            self._compare()
+        if self._weighs():
+            self._averaged.on_call()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Called before each step of any optimizer.
@@ -118,7 +102,7 @@ class FirstStep:
                 that was built before it had the heads and is known to fail with them.
         """
         distiller = self._distiller()
-        compares = bool(self._calls) and not self._compared
+        compares = self._averaged.waits
         if distiller is None or (self._decided and not compares):
             return
         heads = {id(p): p for p in distiller.losses.parameters() if p.requires_grad}
@@ -139,8 +123,7 @@ class FirstStep:
             return
         self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
         if with_gradients and compares:
-            self._norms = self._gradient_norms(distiller.losses)
-            self._compared = self._norms is None  # an engine has sharded them, and reduces them
+            self._averaged.note(distiller.losses)
 
     def _weighs(self) -> bool:
         distiller = self._distiller()
@@ -179,35 +162,6 @@ class FirstStep:
             # One of their own would have stepped in between; if it steps rarely, there is one.
             self._decided = True
             warnings.warn(_NOT_TRAINED, stacklevel=5)
-
-    def _gradient_norms(self, heads: nn.Module) -> Tensor | None:
-        """Returns the norm of each head parameter's gradient; None if they are sharded."""
-        parameters = list(heads.parameters())
-        sharded = any(hasattr(p, "placements") for p in parameters)  # DTensor
-        if not parameters or sharded or [p.shape for p in parameters] != self._shapes:
-            return None
-        zero = torch.zeros((), device=parameters[0].device)
-        norms = [zero if p.grad is None else p.grad.detach().float().norm() for p in parameters]
-        return torch.stack([norm.to(zero.device) for norm in norms])
-
-    def _compare(self) -> None:
-        """Compares with the other processes, once all have had a step with gradients."""
-        distiller = self._distiller()
-        own = self._norms
-        if own is None and distiller is not None:
-            own = torch.zeros(len(self._shapes), device=next(distiller.parameters()).device)
-        if own is None:
-            return
-        taken = (own > 0).any().to(own)
-        values = torch.cat([taken[None], own])
-        both = torch.cat([values, -values])
-        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
-        most, least = both[: len(values)], -both[len(values) :]
-        if not least[0]:
-            return
-        self._compared = True
-        if bool(((most - least) > _SAME * most).any()):
-            raise RuntimeError(_NOT_AVERAGED)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FirstStep":
         """A copy of a distiller has what the heads have learnt, and perhaps the optimizer's."""
