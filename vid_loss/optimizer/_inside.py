@@ -12,8 +12,12 @@ _INSIDE = (
 
 
 def warn_if_inside(distiller: Watched) -> None:
-    """Warns if the heads are found among the student's modules."""
+    """Warns if it is found among the student's modules.
+
+    Its losses alone may be there: ``VIDTrainer`` puts them where engines find them, and keeps them
+    out of the student's state.
+    """
     for name, module in distiller.student.named_modules():
-        if module is distiller:  # VIDTrainer puts the losses there, and takes them out again
+        if module is distiller:
             warnings.warn(_INSIDE.format(name=name), stacklevel=6)
             return
