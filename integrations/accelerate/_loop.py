@@ -1,5 +1,6 @@
 """A training loop on Accelerate: one process or many, DDP or FSDP2, mixed precision."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,10 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vid_loss import DistillationModel, Distiller
-from vid_loss.guards import holds_all
 from vid_loss.subsets import labeled_cross_entropy
 
 from ._checkpoints import alone, export_student, load_checkpoint, save_checkpoint
+from ._checks import check_loaders, check_models, check_optimization, check_steps, folder_of
 from ._evaluation import evaluate
 from ._means import LossMeans
 
@@ -80,7 +81,7 @@ def train(
     train_loader: DataLoader[Any],
     validation_loader: DataLoader[Any],
     epochs: int,
-    output: Path,
+    output: str | os.PathLike[str],
     task_loss: TaskLoss = labeled_cross_entropy,
     max_grad_norm: float | None = None,
     show_progress: bool = True,
@@ -115,11 +116,16 @@ def train(
         The progress, after the last epoch. The accelerator has forgotten what it prepared.
 
     Raises:
+        TypeError: if an argument is of another type.
         ValueError: if the order of the samples would not survive a resume, the distiller's
-            parameters are not in the optimizer, another number of processes wrote the
-            checkpoint, or another run is writing there.
+            parameters are not in the optimizer, a loader has no batch, another number of
+            processes wrote the checkpoint, or another run is writing there.
     """
-    _check(accelerator, optimizer, distiller)
+    check_models(student, distiller)
+    check_optimization(accelerator, optimizer, schedule, distiller)
+    check_steps(epochs, task_loss, max_grad_norm)
+    check_loaders(train_loader, validation_loader, processes=1)
+    output = folder_of(output)
     with alone(accelerator, output), _forgetting(accelerator):
         if distiller is not None:
             distiller.to(accelerator.device)  # and the teacher, which no engine knows of
@@ -129,6 +135,7 @@ def train(
             train_loader,
             validation_loader,
         )
+        check_loaders(batches, validation_batches, accelerator.num_processes)
         progress = _resume(accelerator, schedule, output)
         steps = len(batches)
         hidden = not (show_progress and accelerator.is_main_process)
@@ -212,19 +219,6 @@ def _transfer(accelerator: Accelerator, distiller: Distiller | None) -> dict[str
         return {}
     values = torch.tensor(list(found.values()), device=accelerator.device)
     return dict(zip(found, accelerator.reduce(values, "mean").tolist(), strict=True))
-
-
-def _check(accelerator: Accelerator, optimizer: Optimizer, distiller: Distiller | None) -> None:
-    if not accelerator.use_seedable_sampler:
-        raise ValueError(
-            "train, accelerator: expected an order of samples that resumes; got another. Pass "
-            "Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))."
-        )
-    if distiller is not None and not holds_all(optimizer, distiller):
-        raise ValueError(
-            "train, optimizer: expected the distiller's parameters too; got one without them. "
-            "Add: distiller.add_to(optimizer)"
-        )
 
 
 def _resume(accelerator: Accelerator, schedule: LRScheduler, output: Path) -> Progress:
