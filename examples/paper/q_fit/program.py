@@ -15,6 +15,10 @@ What the best learning rate of the heads reaches, and what options and lambdas d
     python -m paper.q_fit run --head-lr default student 1e-4 1e-3 1e-2 1e-1
     python -m paper.q_fit run --lambda 3 10 30 --option norm=group --option hidden_channels=64
 
+Beside other optimizers, torch's and timm's::
+
+    python -m paper.q_fit run --settings lion-5e-5 lion-3e-4 --head-lr student 1e-3 5e-3 2e-2 1e-1
+
 What a few fixed augmentations of each sample are worth, with the teacher's features cached::
 
     python -m paper.q_fit run --tasks fashion-mnist digits --views free 1 4 16
@@ -40,7 +44,7 @@ from tqdm import tqdm
 from paper.lines import read_lines
 
 from .report import table
-from .runs import SETTINGS, HeadRate, Run, do
+from .runs import OTHER_OPTIMIZERS, SETTINGS, HeadRate, Run, do
 from .tasks import TASKS, Places
 from .training import prepare_teacher
 
@@ -142,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, [None]
     add("--tasks", nargs="+", choices=TASKS, default=[*TASKS])
-    add("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS])
+    add("--settings", nargs="+", choices=SETTINGS | OTHER_OPTIMIZERS, default=[*SETTINGS])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     several = {"nargs": "+", "default": default}
     add("--head-lr", **several, type=_rate, help="numbers, 'student' (the student's), 'default'")

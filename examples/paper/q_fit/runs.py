@@ -13,7 +13,8 @@ from statistics import mean
 from typing import Any, Literal
 
 import torch
-from torch.optim import SGD, AdamW, Optimizer
+from timm.optim import create_optimizer_v2
+from torch.optim import SGD, Adafactor, Adagrad, AdamW, Optimizer, RMSprop
 
 import vid_loss
 from vid_loss import Distiller, Pair, VIDLoss
@@ -54,6 +55,21 @@ SETTINGS = {
     "adamw-5e-5": Setting(partial(AdamW, lr=5e-5)),
     "bfloat16": Setting(partial(AdamW, lr=1e-3), torch.bfloat16),
 }
+_OF_TIMM = ("lamb", "novograd", "laprop", "mars", "lars")
+# Beside which the heads have another rate than the student: at one for fine-tuning, and at the
+# usual one of three.
+OTHER_OPTIMIZERS = {
+    f"{name}-{lr}": Setting(partial(optimizer, lr=float(lr)))
+    for name, optimizer, rates in (
+        ("rmsprop", RMSprop, ("5e-5", "1e-3")),
+        ("lion", partial(create_optimizer_v2, opt="lion"), ("5e-5", "3e-4")),
+        ("madgrad", partial(create_optimizer_v2, opt="madgrad"), ("5e-5", "1e-3")),
+        ("adagrad", Adagrad, ("5e-5",)),
+        ("adafactor", Adafactor, ("5e-5",)),
+        *((x, partial(create_optimizer_v2, opt=x), ("5e-5",)) for x in _OF_TIMM),
+    )
+    for lr in rates
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ class Run:
 
     Args:
         task: one of :data:`~paper.q_fit.tasks.TASKS`.
-        setting: one of :data:`SETTINGS`.
+        setting: one of :data:`SETTINGS` or :data:`OTHER_OPTIMIZERS`.
         seed: of the samples drawn, the student, the heads and the order.
         head_lr: learning rate of heads and variances; ``"student"`` is the student's, None what
             this version of the library documents.
@@ -125,7 +141,7 @@ def do(run: Run, places: Places) -> Record:
 
 def _do(run: Run, places: Places, cache: FeatureCache | None) -> Record:
     start = time.perf_counter()
-    task, setting = load_task(run.task, places), SETTINGS[run.setting]
+    task, setting = load_task(run.task, places), (SETTINGS | OTHER_OPTIMIZERS)[run.setting]
     teacher = trained_teacher(run.task, places, run.teacher_steps).to(setting.dtype)
     torch.manual_seed(run.seed)
     student = task.student().to(setting.dtype)
