@@ -128,7 +128,7 @@ def _optimizer(settings: Settings, student: nn.Module, distiller: Distiller | No
     decay = settings.weight_decay
     groups = [{"params": list(student.parameters())}]
     if distiller is not None:
-        groups += distiller.parameter_groups(lr=None, weight_decay=decay)
+        groups += distiller.parameter_groups(lr=settings.lr, weight_decay=decay)
     return torch.optim.SGD(groups, settings.lr, momentum=0.9, weight_decay=decay, nesterov=True)
 
 

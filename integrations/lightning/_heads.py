@@ -42,7 +42,7 @@ def heads_in_optimizers(
         held = {id(p) for group in self.param_groups for p in group["params"]}
         # A wrapper of another has that one's groups.
         if held & of_these and not held & of_heads and (trained or not built):
-            distiller.add_to(self, lr="auto" if learning_rate is None else learning_rate)
+            distiller.add_to(self, lr=learning_rate)
             built.append(type(self))
 
     Optimizer.__init__ = with_heads  # type: ignore[method-assign]  # for the block alone

@@ -52,7 +52,7 @@ def test_parameter_groups_have_a_rate_of_their_own():
     assert (first["weight_decay"], heads["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in heads["params"]} == {id(p) for p in distiller.parameters()}
     assert [g["lr"] for g in distiller.parameter_groups(lr=0.3, weight_decay=0.1)] == [0.3, 0.3]
-    assert all("lr" not in g for g in distiller.parameter_groups(lr=None, weight_decay=0.1))
+    assert [g["lr"] for g in distiller.parameter_groups()] == [HEAD_LEARNING_RATE]
 
 
 def test_an_optimizer_gets_the_groups_that_it_could_be_built_of():

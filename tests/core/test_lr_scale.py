@@ -33,12 +33,12 @@ def theirs(distiller, optimizer):
 @pytest.mark.parametrize("kind", [AdamW, SGD])
 @pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("scales", [(0.25, 1.0), (1.0, 1.0)], ids=["layer decay", "none"])
-@pytest.mark.parametrize("lr", ["auto", 0.02])
+@pytest.mark.parametrize("lr", [None, 0.02])
 def test_a_loop_that_multiplies_by_lr_scale_keeps_the_heads_rate_in_proportion(
     kind, decay, scales, lr
 ):
     student, distiller, optimizer = with_heads(kind, scales, lr=lr, weight_decay=decay)
-    own = OWN[kind] if lr == "auto" else lr
+    own = lr or OWN[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for factor in (0.0, 0.5, 1.0, 0.1, 0.01):
@@ -74,12 +74,6 @@ def test_beside_rates_that_were_multiplied_already_theirs_is_too(kind):
     (heads,) = theirs(distiller, optimizer)
     assert heads["lr"] == pytest.approx(OWN[kind])
     assert heads["lr_scale"] * BASE == pytest.approx(OWN[kind])
-
-
-def test_the_optimizers_own_rate_has_scale_1():
-    _, distiller, optimizer = with_heads(AdamW, lr=None)
-    (heads,) = theirs(distiller, optimizer)
-    assert (heads["lr"], heads["lr_scale"]) == (BASE, 1.0)
 
 
 def test_without_a_scale_in_the_optimizer_they_have_none():

@@ -36,8 +36,7 @@ def train(
         torch._foreach_mul_(list(distiller.parameters()), spoilt)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
     if optimized:
-        for group in distiller.parameter_groups(lr=head_lr):
-            optimizer.add_param_group(group)
+        distiller.add_to(optimizer, lr=5e-5 if head_lr is None else head_lr)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(steps):

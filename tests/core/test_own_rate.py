@@ -23,7 +23,7 @@ def by_factor(groups, rate):
         group["lr"] = group.setdefault("base", group["lr"]) * rate
 
 
-def added(kind, student, distiller, lr="auto", decay=0.0, scaled=()):
+def added(kind, student, distiller, lr=None, decay=0.0, scaled=()):
     first, *rest = student.parameters()
     optimizer = kind([{"params": [first], **dict(scaled)}, {"params": rest}], lr=1e-3)
     distiller.add_to(optimizer, lr=lr, weight_decay=decay)
@@ -95,7 +95,7 @@ def test_nothing_is_said_where_they_keep_their_own(kind, write, rates):
 
 
 def test_nothing_is_said_where_they_have_none_of_their_own():
-    assert said(lambda s, d: added(ADAM, s, d, lr=None), to_all) == []
+    assert said(lambda s, d: added(ADAM, s, d, lr=1e-3), to_all) == []
     assert said(lambda s, d: ADAM([*s.parameters(), *d.parameters()], lr=1e-3), to_all) == []
 
 

@@ -1,7 +1,7 @@
 """How the heads come into the student's optimizer, at a learning rate of their own."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -59,7 +59,7 @@ class TrainedHeads(nn.Module):
 
     Attributes:
         weights: lambda of each pair by name.
-        own_rate: the learning rate that the heads were last given; None if the optimizer's.
+        own_rate: the learning rate that the heads were given; None if they were given none.
     """
 
     weights: dict[str, float]
@@ -74,7 +74,7 @@ class TrainedHeads(nn.Module):
         self,
         optimizer: Optimizer,
         *,
-        lr: float | Literal["auto"] | None = "auto",
+        lr: float | None = None,
         weight_decay: float = 0.0,
     ) -> None:
         """Adds the heads' parameters to the student's optimizer, at a rate of their own.
@@ -111,7 +111,7 @@ class TrainedHeads(nn.Module):
         self,
         optimizer: Optimizer | None = None,
         *,
-        lr: float | Literal["auto"] | None = "auto",
+        lr: float | None = None,
         weight_decay: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Returns the heads' parameters in groups for an optimizer, with a rate of their own.
@@ -123,8 +123,8 @@ class TrainedHeads(nn.Module):
 
         Args:
             optimizer: what they are for; None if it is yet to be built.
-            lr: their learning rate. ``"auto"`` is :func:`head_learning_rate` of the optimizer, and
-                ``HEAD_LEARNING_RATE`` without one. None leaves it to the optimizer.
+            lr: their learning rate. None is :func:`head_learning_rate` of the optimizer, and
+                ``HEAD_LEARNING_RATE`` without one.
             weight_decay: the decay of weight matrices; norms, biases and variances have none.
 
         Returns:
@@ -137,12 +137,14 @@ class TrainedHeads(nn.Module):
         return groups
 
     def _groups(
-        self, optimizer: Optimizer | None, lr: float | Literal["auto"] | None, weight_decay: float
+        self, optimizer: Optimizer | None, lr: float | None, weight_decay: float
     ) -> tuple[list[dict[str, Any]], float | None]:
-        """Returns the groups, and the heads' own rate, None if it is the optimizer's."""
+        """Returns the groups, and the heads' rate; None if there are no heads."""
         weight = self.largest_weight
         groups = _groups_of(list(self.parameters()), optimizer, lr, weight_decay, weight)
-        rate = groups[0].get("lr") if groups else None
+        if not groups:
+            return [], None
+        rate = groups[0]["lr"]
         scaled = {} if optimizer is None else _scaled(optimizer, rate)
         return [{**group, **scaled} for group in groups], rate
 
@@ -165,7 +167,7 @@ def _instead_of(optimizer: object) -> str:
 def _groups_of(
     parameters: list[nn.Parameter],
     optimizer: Optimizer | None,
-    lr: float | Literal["auto"] | None,
+    lr: float | None,
     weight_decay: float,
     weight: float,
 ) -> list[dict[str, Any]]:
@@ -176,26 +178,26 @@ def _groups_of(
             f"{optimizer!r}. A rate is given by name: parameter_groups(lr=...)."
         )
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        known = value in (None, "auto") if name == "lr" else False
-        if not known and (not isinstance(value, int | float) or not 0 <= value < math.inf):
+        if name == "lr" and value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(
                 f"Distiller, parameter_groups, {name}: expected a number, 0 or more; got "
                 f"{value!r}. For example lr=5e-3, weight_decay=1e-4."
             )
-    if lr == "auto":
+    if lr is None:
         lr = HEAD_LEARNING_RATE
         if optimizer is not None:
             lr = head_learning_rate(optimizer, weight=weight)
-    rate = {} if lr is None else {"lr": lr}
     if not weight_decay:
-        return [{"params": parameters, "weight_decay": 0.0, **rate}] if parameters else []
+        return [{"params": parameters, "weight_decay": 0.0, "lr": lr}] if parameters else []
     decayed = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     groups = ((decayed, weight_decay), (others, 0.0))
-    return [{"params": x, "weight_decay": decay, **rate} for x, decay in groups if x]
+    return [{"params": x, "weight_decay": decay, "lr": lr} for x, decay in groups if x]
 
 
-def _scaled(optimizer: Optimizer, rate: float | None) -> dict[str, float]:
+def _scaled(optimizer: Optimizer, rate: float) -> dict[str, float]:
     """Returns what a group has for its rate beside others that have an ``lr_scale``.
 
     Those are at the optimizer's rate until the first step, or have been multiplied already.
@@ -204,7 +206,7 @@ def _scaled(optimizer: Optimizer, rate: float | None) -> dict[str, float]:
     base = float(getattr(optimizer, "defaults", {}).get("lr") or 0)
     if not scaled:
         return {}
-    if rate is None or not base:
+    if not base:
         return {"lr_scale": 1.0}
     multiplied = any(
         group["lr_scale"] != 1 and math.isclose(group["lr"], base * group["lr_scale"])

@@ -13,7 +13,7 @@ class Watched(Protocol):
         losses: the loss module of each pair.
         weights: lambda of each pair by name.
         terms: the last value of each pair's loss; empty before the first.
-        own_rate: the learning rate that the heads were last given; None if the optimizer's.
+        own_rate: the learning rate that the heads were given; None if they were given none.
     """
 
     losses: nn.ModuleDict

@@ -188,9 +188,8 @@ def head_groups(distiller: Distiller, optimizer: Optimizer, lr: HeadRate) -> lis
     """
     if "lr" not in inspect.signature(distiller.parameter_groups).parameters:  # 0.1.0
         return [{"params": distiller.parameters(), **({"lr": lr} if isinstance(lr, float) else {})}]
-    if lr is None:
-        return distiller.parameter_groups(optimizer)
-    return distiller.parameter_groups(lr=None if lr == "student" else lr)
+    rate = optimizer.defaults["lr"] if lr == "student" else lr
+    return distiller.parameter_groups(optimizer, lr=rate)
 
 
 def _loss(
