@@ -87,7 +87,8 @@ def test_heads_have_groups_and_a_rate_of_their_own_and_the_scheduler_knows_them(
     groups = fit(task, callback()).optimizers[0].param_groups
     assert [group["lr"] for group in groups] == [RATE, 5e-3]
     task = Task()
-    trainer = fit(task, callback(head_learning_rate=0.1))
+    with pytest.warns(UserWarning, match="one max_lr for every group, 1.0e-02"):  # OneCycleLR's
+        trainer = fit(task, callback(head_learning_rate=0.1))
     (scheduler,) = (config.scheduler for config in trainer.lr_scheduler_configs)
     assert len(scheduler.get_last_lr()) == 2
     assert "initial_lr" in trainer.optimizers[0].param_groups[1]
