@@ -1,7 +1,7 @@
 """Errors of a model that cannot run on what it is called with, in the words of an argument."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +52,20 @@ def explained(
         f"{source}: expected {expected}; got ({', '.join(given)}), and from its forward: {said}. "
         f"{remedy}"
     )
+
+
+def inputs_of_teacher(teacher: nn.Module, tensors: Iterable[Tensor]) -> str:
+    """Returns what to do where a teacher does not run on tensors, which may be of another type."""
+    weights = next((x.dtype for x in teacher.parameters() if x.is_floating_point()), None)
+    given = next((x.dtype for x in tensors if x.is_floating_point()), weights)
+    if weights is None or weights == given:
+        return (
+            "Map the student's with teacher_inputs=lambda ...: (...), or give the part of the "
+            "teacher that takes them."
+        )
+    half = weights.itemsize < torch.float32.itemsize
+    low = f" To run it in less, add teacher_dtype={weights}." if half else ""
+    return f"Its weights are {weights}, these {given}: give teacher.to({given}).{low}"
 
 
 def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

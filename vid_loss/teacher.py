@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .calls import explained, takes
+from .calls import explained, inputs_of_teacher, takes
 from .guards import plain_tensors
 from .taps import FeatureTap, Given
 
-_INPUTS = (
-    "Map the student's with teacher_inputs=lambda ...: (...), or give the part of the teacher that "
-    "takes them."
-)
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 # What a model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
@@ -157,8 +153,9 @@ class Teacher:
         try:
             features = self.run(*inputs)
         except Exception as error:
+            remedy = inputs_of_teacher(self.tap.model, Given(*inputs).tensors)
             found = explained(
-                error, "Distiller, teacher", "teacher", self.tap.model, *inputs, _INPUTS
+                error, "Distiller, teacher", "teacher", self.tap.model, *inputs, remedy
             )
             if found is None:
                 raise
