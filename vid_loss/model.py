@@ -15,7 +15,8 @@ class DistillationModel(nn.Module):
     """Student and heads as one module, for engines that wrap or shard what they train.
 
     In DDP and FSDP the heads must run inside the forward of the wrapped root module. This is that
-    module: give it to the engine in the student's place, and the optimizer its parameters. In
+    module: give it to the engine in the student's place. The optimizer takes its parameters, or
+    the student's and then the heads' at a rate of their own: ``distiller.add_to(optimizer)``. In
     eval mode it is the student. Its own state has the heads too, under other keys than a plain
     student's: what is to load or to average a plain one takes ``model.student``, as in
     ``plain.load_state_dict(model.student.state_dict())``.
