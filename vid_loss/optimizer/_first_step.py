@@ -146,13 +146,13 @@ class FirstStep:
             self._decided = False
             raise RuntimeError(NOT_LOADED)
         distiller = self._distiller()
-        if self._decided and distiller:
-            warn_if_inside(distiller)
-        if self._decided and distiller and self._loaded and not self._loaded.happened:
+        if not self._decided or distiller is None:
+            return
+        warn_if_inside(distiller)
+        if self._loaded and not self._loaded.happened:
             warn_if_again(optimizer, distiller)
-        if self._decided:
-            own = weakref.ref(self)
-            self._optimizer = weakref.ref(optimizer, lambda _: _note_gone(own()))
+        own = weakref.ref(self)
+        self._optimizer = weakref.ref(optimizer, lambda _: _note_gone(own()))
 
     def _look_at_student(self, optimizer: Optimizer, heads: Mapping[int, Tensor]) -> None:
         self._looks += 1
