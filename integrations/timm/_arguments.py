@@ -10,8 +10,7 @@ import torch
 from timm.data import resolve_data_config
 from timm.task import TrainingTask
 
-from vid_loss.losses import VIDLoss
-from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP, head_learning_rate
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP
 
 from ._groups import param_groups_vid
 from ._task import VIDTask
@@ -115,12 +114,12 @@ def vid_task(args: argparse.Namespace, plain: TrainingTask) -> VIDTask:
         dtype=plain.dtype,
         verbose=plain.verbose,
     )
-    weight = VIDLoss.default_weight if args.vid_weight is None else args.vid_weight
     # What train.py creates its optimizer with comes from the arguments.
     groups = partial(
         param_groups_vid,
         lr=args.lr,
-        head_lr=args.vid_head_lr or head_learning_rate(args.opt, args.lr, weight=weight),
+        opt=args.opt,
+        head_lr=args.vid_head_lr,
         weight_decay=args.weight_decay,
         layer_decay=args.layer_decay,
         layer_decay_min_scale=getattr(args, "layer_decay_min_scale", 0.0),

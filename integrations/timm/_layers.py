@@ -1,7 +1,7 @@
 """What timm's ``feature_info`` says of a model's layers: which to pair, where channels are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,8 +94,11 @@ def resolve_pairs(
         pairs = _matched(student, teacher, example)
     elif isinstance(pairs, Mapping):
         pairs = [Pair(*layers) for layers in pairs.items()]
-    if not all(isinstance(pair, Pair) for pair in pairs):
-        return list(pairs)  # Distiller says what is wrong with them
+    given: Any = pairs
+    pairs = list(given) if isinstance(given, Iterable) else []
+    if not pairs or not all(isinstance(pair, Pair) for pair in pairs):
+        found: list[Pair] = given  # it is not: Distiller says what is wrong with it
+        return found
     with undisturbed(student, teacher):
         students = _shapes(student, [pair.student for pair in pairs], example, "student")
         teachers = _shapes(teacher, [pair.teacher for pair in pairs], example, "teacher")

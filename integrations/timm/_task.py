@@ -13,7 +13,7 @@ from vid_loss.cache import FeatureCache
 
 try:
     import timm
-    from timm.task import DistillationTeacher, TrainingTask
+    from timm.task import TrainingTask
     from timm.utils import unwrap_model
 except ImportError as error:
     raise ImportError(
@@ -27,10 +27,11 @@ if not hasattr(TrainingTask, "get_task_state"):
     )
 
 # After the check, because they use timm themselves.
+from ._checks import check_arguments, refuse_names_of_result, task_and_distill_weight
 from ._inputs import default_data_config, example_image, renormalized
 from ._layers import resolve_pairs
 from ._module import VIDTrainableModule
-from ._teacher import load_teacher
+from ._teacher import resolved_teacher
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     the student's checkpoint free of heads. The loss is :math:`w_{task} L_S + w_{distill} \sum_k
     \lambda_k (-\log q(t_k|s_k))`, equation (2) of the paper with timm's two weights around it.
 
-    Both weights are 1 if None, but ``task_loss_weight`` alone gives the rest, ``1 -
+    Both weights are 1 if None, but ``task_loss_weight`` alone, up to 1, gives the rest, ``1 -
     task_loss_weight``, to the distillation.
 
     Args:
@@ -66,7 +67,8 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         cache: as in :class:`~vid_loss.Distiller`; each call in training has ``sample_index``.
 
     Raises:
-        TypeError, ValueError: if teacher, pairs or features do not fit; the message names them.
+        TypeError, ValueError: if an argument, a pair or a feature does not fit; the message names
+            it.
 
     Example:
         >>> student, teacher = timm.create_model("test_resnet"), timm.create_model("resnet10t")
@@ -94,14 +96,17 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         stop_teacher: bool = False,
         cache: FeatureCache | None = None,
     ) -> None:
+        check_arguments(student_model, teacher_model, criterion, data_config)
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student: Any = unwrap_model(student_model)
-        self.task_loss_weight, self.distill_loss_weight = _weights(
+        self.task_loss_weight, self.distill_loss_weight = task_and_distill_weight(
             task_loss_weight, distill_loss_weight
         )
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
-        self.teacher = self._resolve_teacher(teacher_model, teacher_pretrained_path, student)
-        data_config = data_config or default_data_config(student)
+        self.teacher = resolved_teacher(
+            teacher_model, teacher_pretrained_path, student, self.device, self.dtype
+        )
+        data_config = default_data_config(student) if data_config is None else data_config
         example = example_image(student, data_config["input_size"])
         # What teaches is not put into self.teacher, which may be the user's own.
         model, self.renormalize = renormalized(self.teacher, data_config, example)
@@ -115,6 +120,7 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             stop_teacher=stop_teacher,
             cache=cache,
         )
+        refuse_names_of_result(distiller.pairs)
         # Later it may be compiled and wrapped.
         self.trainable_module: Any = VIDTrainableModule(student_model, distiller)
         if self.verbose:
@@ -122,18 +128,11 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             terms = ", ".join(f"{k} * {x}" for k, x in distiller.weights.items())
             _logger.info("VIDTask: task_weight=%s, distill_weight=%s, pairs: %s", *both, terms)
 
-    def _resolve_teacher(self, teacher: Any, path: str | None, student: Any) -> DistillationTeacher:
-        if path is not None:
-            teacher = load_teacher(teacher, path, student).to(self.device, self.dtype)
-        if not isinstance(teacher, DistillationTeacher):
-            teacher = DistillationTeacher(
-                teacher,
-                num_classes=student.num_classes,
-                in_chans=student.in_chans,
-                device=self.device,
-                dtype=self.dtype,
-            )
-        return teacher.requires_grad_(False)
+    @property
+    def distiller(self) -> Distiller:
+        """The transfer terms, with ``weights``, ``set_weight``, ``terms`` and ``metrics``."""
+        found: Distiller = unwrap_model(self.trainable_module).distiller
+        return found
 
     def train(self, mode: bool = True) -> "VIDTask":
         """Sets the mode of the task, while the teacher stays in evaluation."""
@@ -232,9 +231,8 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         output = self.trainable_module(input, sample_index=sample_index)
         output, vid_loss = output if trainable.training else (output, input.new_zeros(()))
         task_loss = self.criterion(output, target)
-        distiller = trainable.distiller
         # In evaluation nothing is transferred, and the terms are those of an earlier batch.
-        terms = distiller.terms if vid_loss.requires_grad else {}
+        terms = trainable.distiller.terms if vid_loss.requires_grad else {}
         return {
             **terms,
             "loss": self.task_loss_weight * task_loss + self.distill_loss_weight * vid_loss,
@@ -242,9 +240,3 @@ class VIDTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             "task_loss": task_loss,
             "vid_loss": vid_loss,
         }
-
-
-def _weights(task: float | None, distill: float | None) -> tuple[float, float]:
-    if distill is None and task is not None:
-        return task, 1.0 - task
-    return 1.0 if task is None else task, 1.0 if distill is None else distill

@@ -1,12 +1,44 @@
-"""A timm teacher from a local checkpoint."""
+"""A timm teacher: a model, a name, or a name and a local checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, load_state_dict
+from timm.task import DistillationTeacher
 from torch import Tensor, nn
+
+
+def resolved_teacher(
+    teacher: str | nn.Module,
+    path: str | None,
+    student: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> DistillationTeacher:
+    """Returns a teacher as timm holds one, with nothing to train.
+
+    Args:
+        teacher: a model, a ``DistillationTeacher``, or a model's name.
+        path: a local checkpoint for the teacher that is named.
+        student: says how many classes and channels a teacher by name has.
+        device: of the teacher.
+        dtype: of the teacher.
+    """
+    if path is not None:
+        teacher = load_teacher(teacher, path, student).to(device, dtype)
+    found: Any = teacher
+    if not isinstance(teacher, DistillationTeacher):
+        found = DistillationTeacher(
+            teacher,
+            num_classes=student.num_classes,
+            in_chans=student.in_chans,
+            device=device,
+            dtype=dtype,
+        )
+    return found.requires_grad_(False)
 
 
 def load_teacher(name: str | nn.Module, path: str, student: Any) -> nn.Module:

@@ -1,10 +1,13 @@
 """Parameter groups of a task: decay, rates, clipping."""
 
+import math
 from functools import partial
 
 import pytest
+import torch
 
 from vid_loss import Pair, VIDLoss
+from vid_loss.optimizer import HEAD_LEARNING_RATE, SGD_HEAD_STEP
 
 pytest.importorskip("timm")
 pytest.importorskip("timm.task", reason="needs timm >= 1.0.27")
@@ -83,7 +86,46 @@ def test_heads_have_a_rate_of_their_own_that_timms_schedule_scales(layer_decay):
         assert rate == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rates", [{"lr": 0.0}, {"lr": 0.1, "head_lr": -1.0}])
-def test_rates_that_are_none_are_refused(rates):
-    with pytest.raises(ValueError, match="expected a rate above 0; got"):
-        param_groups_vid(_task().get_trainable_module(), **rates)
+@pytest.mark.parametrize(
+    ("opt", "lr", "weight", "expected"),
+    [
+        ("sgd", 0.1, 3.0, SGD_HEAD_STEP / 3),
+        ("nesterov", 0.1, 9.0, 0.1),
+        ("momentum", 0.02, 9.0, SGD_HEAD_STEP / 9),
+        ("sgd", 0.7, 3.0, 0.7),
+        ("adamw", 1e-2, 3.0, 1e-2),
+        ("adamw", 1e-4, 9.0, HEAD_LEARNING_RATE),
+        ("lamb", 1e-3, 3.0, HEAD_LEARNING_RATE),
+    ],
+)
+def test_heads_have_the_rate_that_goes_with_the_optimizer(opt, lr, weight, expected):
+    module = _task(pairs=[Pair("layer4", "layer4", weight=weight)]).get_trainable_module()
+    heads = set(module.distiller.parameters())
+    for group in param_groups_vid(module, lr=lr, opt=opt):
+        assert lr * group.get("lr_scale", 1) == pytest.approx(
+            expected if group["params"][0] in heads else lr
+        )
+
+
+def test_without_a_name_or_a_rate_there_is_nothing_to_choose_by():
+    module = _task().get_trainable_module()
+    with pytest.raises(ValueError, match=r"param_groups_vid, opt: .*opt='sgd', say, or head_lr="):
+        param_groups_vid(module, lr=0.1)
+    groups = param_groups_vid(module, lr=0.1, head_lr=0)
+    assert {group["lr_scale"] for group in groups if "lr_scale" in group} == {0}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "name"),
+    [
+        *(({"lr": x}, ValueError, "lr") for x in (0.0, -1.0, math.nan, None, "0.1", [1])),
+        *(({"head_lr": x}, ValueError, "head_lr") for x in (-1.0, math.nan, "0.1", torch.ones(2))),
+        *(({"weight_decay": x}, ValueError, "weight_decay") for x in (-1.0, math.nan, None, "0")),
+        *(({"opt": x}, TypeError, "opt") for x in (torch.optim.SGD, 3, [1])),
+        *(({"model": x}, TypeError, "model") for x in (None, "a", torch.nn.Linear(1, 1))),
+    ],
+)
+def test_what_is_no_rate_is_refused(given, error, name):
+    module = _task().get_trainable_module()
+    with pytest.raises(error, match=f"^param_groups_vid, {name}: expected "):
+        param_groups_vid(**{"model": module, "lr": 0.1, "opt": "sgd", **given})

@@ -158,13 +158,16 @@ def test_task_evaluates_as_the_plain_one_would(teacher):
     parser.set_defaults(opt_kwargs={"nesterov": False})
     add_vid_arguments(parser)
     options = ["--vid-teacher-checkpoint", str(teacher), "--vid-stop-teacher"]
-    args = parser.parse_args([*VID, *options, "--vid-head-lr", "0.5"])
-    task = vid_task(args, plain)
-    module = task.get_trainable_module()
-    optimizer = create_optimizer_v2(module, "sgd", lr=args.lr, **args.opt_kwargs)
-    head = next(module.distiller.parameters())
-    scales = {p: x.get("lr_scale", 1) for x in optimizer.param_groups for p in x["params"]}
-    assert scales[head] * args.lr == pytest.approx(0.5)
+    for given, rate in (("0", 0.0), (None, 0.01), ("0.5", 0.5)):
+        of_heads = [] if given is None else ["--vid-head-lr", given]
+        args = parser.parse_args([*VID, *options, *of_heads])
+        args.opt_kwargs = {"nesterov": False}
+        task = vid_task(args, plain)
+        module = task.get_trainable_module()
+        optimizer = create_optimizer_v2(module, "sgd", lr=args.lr, **args.opt_kwargs)
+        head = next(module.distiller.parameters())
+        scales = {p: x.get("lr_scale", 1) for x in optimizer.param_groups for p in x["params"]}
+        assert scales[head] * args.lr == pytest.approx(rate)
     assert not optimizer.defaults["nesterov"]
     ends = []
     module.distiller._teacher.tap.model.register_forward_hook(lambda *_: ends.append(True))
