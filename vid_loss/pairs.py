@@ -213,13 +213,16 @@ class Pair:
         """Returns the error with the pair's name before it, and behind it what a pair can do.
 
         One that is not of the features, that a device is out of memory, say, is returned as it is,
-        and so is one of a class of its own, which may be built from anything.
+        and so is one of a class that is built from other things than a message.
         """
-        if type(error) not in (TypeError, ValueError, RuntimeError):
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             return error
         message = told(error, student, teacher)
         separator = ": " if message.startswith("expected") else ", "
-        return type(error)(f"{self}{separator}{message}{advice(student, teacher, mask)}")
+        try:
+            return type(error)(f"{self}{separator}{message}{advice(student, teacher, mask)}")
+        except Exception:  # any that a class of another library has
+            return error
 
 
 def check_weight(weight: float, pair: str) -> float:
