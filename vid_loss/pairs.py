@@ -212,8 +212,7 @@ class Pair:
     ) -> Exception:
         """Returns the error with the pair's name before it, and behind it what a pair can do.
 
-        One that is not of the features, that a device is out of memory, say, is returned as it is,
-        and so is one of a class that is built from other things than a message.
+        One that is not of the features, or takes other things than a message, is returned as it is.
         """
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             return error

@@ -1,5 +1,6 @@
 """What the Accelerate loop writes: checkpoints that are whole or absent, and plain students."""
 
+import os
 import re
 import shutil
 import warnings
@@ -26,7 +27,7 @@ _SECONDS = 15.0  # for which a killed run's loader workers may hold its lock: th
 
 
 @contextmanager
-def alone(accelerator: Accelerator, output: Path) -> Iterator[None]:
+def alone(accelerator: Accelerator, output: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps other runs out of a run's folder for a block. Called by every process.
 
     ``train`` does it; a program that writes there beforehand does it around both.
@@ -38,6 +39,7 @@ def alone(accelerator: Accelerator, output: Path) -> Iterator[None]:
     Raises:
         ValueError: if another run is writing there.
     """
+    output = Path(output)
     lock = FileLock(output.absolute() / _LOCK, timeout=_SECONDS, is_singleton=True)
     with ExitStack() as stack:
         free = [True]

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from vid_loss.checks import check_number
 from vid_loss.losses import VIDLoss
 
 # What explains about as much as any, on validation data (examples/paper/q_fit): Adam's rates from
@@ -178,13 +179,9 @@ def _groups_of(
             f"{optimizer!r}. A rate is given by name: parameter_groups(lr=...)."
         )
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if name == "lr" and value is None:
-            continue
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(
-                f"Distiller, parameter_groups, {name}: expected a number, 0 or more; got "
-                f"{value!r}. For example lr=5e-3, weight_decay=1e-4."
-            )
+        if value is not None or name != "lr":
+            source = f"Distiller, parameter_groups, {name}"
+            check_number(source, value, "For example lr=5e-3, weight_decay=1e-4.")
     if lr is None:
         lr = HEAD_LEARNING_RATE
         if optimizer is not None:
