@@ -50,7 +50,7 @@ class VIDCallback(Callback):
 
     Attributes:
         distiller: the transfer terms; None before ``fit`` has come to the optimizers. It stays to
-            be read after ``fit``, with its hooks removed.
+            be read after ``fit``, without hooks; another fit of the module goes on with its heads.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class VIDCallback(Callback):
         if stage != "fit":
             return
         refuse_sharded_and_manual(trainer, pl_module)
-        self.distiller = None  # of an earlier fit
+        earlier, self.distiller = self.distiller, None
+        if earlier is not None and earlier.student is getattr(pl_module, self._student, None):
+            self._loaded = earlier.state_dict()  # they go on, as the module does
         attributes = vars(pl_module)
         before = {name: attributes[name] for name in _WRAPPED if name in attributes}
 

@@ -151,6 +151,24 @@ def test_what_cannot_be_distilled_is_named(module, options, message):
         fit(module(), callback(**options))
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_heads_go_on_where_the_module_does_in_another_fit(same):
+    task, one, begun = Task(), callback(), []
+    fit(task, one, epochs=1)
+    ended = states(task.model, one.distiller)
+    task = task if same else Task(seed=7)
+    task.on_train_start = lambda: begun.append(states(task.model, one.distiller))
+    fit(task, one, epochs=1)
+    heads = [name for name in ended if name.startswith("heads.")]
+    assert heads
+    assert all(torch.equal(begun[0][name], ended[name]) for name in heads) == same
+    assert not any(
+        torch.equal(states(task.model, one.distiller)[name], begun[0][name])
+        for name in heads
+        if name.endswith("weight")
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
