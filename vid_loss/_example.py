@@ -45,7 +45,7 @@ def read_example(
         if found is None:
             raise
         raise found from error
-    if given.numbers_changed():
+    if given.numbers_changed() and not isinstance(teacher, Offline):
         raise RuntimeError(changed_in_place("student"))
     check = [Side("student", tap.model, student, tap.read)]
     if isinstance(teacher, Offline):

@@ -54,18 +54,27 @@ def explained(
     )
 
 
-def inputs_of_teacher(teacher: nn.Module, tensors: Iterable[Tensor]) -> str:
-    """Returns what to do where a teacher does not run on tensors, which may be of another type."""
-    weights = next((x.dtype for x in teacher.parameters() if x.is_floating_point()), None)
-    given = next((x.dtype for x in tensors if x.is_floating_point()), weights)
-    if weights is None or weights == given:
+def inputs_of_teacher(
+    teacher: nn.Module, tensors: Iterable[Tensor], dtype: torch.dtype | None
+) -> str:
+    """Returns what to do where a teacher does not run on tensors, which may be of another type.
+
+    Args:
+        teacher: the model.
+        tensors: what it is called with.
+        dtype: what it is cast to for the call; None if it is not.
+    """
+    weight = next((x for x in teacher.parameters() if x.is_floating_point()), None)
+    given = next((x.dtype for x in tensors if x.is_floating_point()), None)
+    is_cast = dtype or (weight is not None and torch.is_autocast_enabled(weight.device.type))
+    if is_cast or weight is None or given in (None, weight.dtype):
         return (
             "Map the student's with teacher_inputs=lambda ...: (...), or give the part of the "
             "teacher that takes them."
         )
-    half = weights.itemsize < torch.float32.itemsize
-    low = f" To run it in less, add teacher_dtype={weights}." if half else ""
-    return f"Its weights are {weights}, these {given}: give teacher.to({given}).{low}"
+    half = weight.dtype.itemsize < torch.float32.itemsize
+    low = f" To run it in less, add teacher_dtype={weight.dtype}." if half else ""
+    return f"Its weights are {weight.dtype}, these {given}: give teacher.to({given}).{low}"
 
 
 def takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import chain
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ def check_number(source: str, value: object, remedy: str) -> None:
     Raises:
         ValueError: if it is no finite number, or below 0.
     """
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ValueError(f"{source}: expected a number, 0 or more; got {value!r}. {remedy}")
 
 

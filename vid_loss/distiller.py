@@ -102,11 +102,10 @@ class Distiller(PairTerms):
             undo.pop_all()
         if stop_teacher:  # not before the example has run to its end, with all checks
             source.stop_early()
-        self._tap, self._teacher, self._masks = tap, source, seen.masks
+        self._tap, self._teacher, self._masks, self.cache = tap, source, seen.masks, cache
         trained = any(isinstance(pair.loss, nn.Module) for pair in by_name.values())
-        self._first_step = FirstStep(self, None if trained else Loaded(self.losses))
+        self._first_step = FirstStep(self, teacher, None if trained else Loaded(self.losses))
         self._first_step.watch()
-        self.cache = cache
         source.stay_beside(given)
 
     @property
@@ -181,12 +180,14 @@ class Distiller(PairTerms):
             features = self.teacher_features(*args, sample_index=sample_index, **kwargs)
         elif type(features) is not Features or layers - features.keys() - features.parts.keys():
             features = checked_features(features, self.pairs.values())
-        batch = getattr(features, "batch", None) or Given(args, kwargs).batch()
+        made_of = getattr(features, "batch", None)  # None of features from elsewhere
         masks: Mapping[str, Tensor] = {}
-        known = token_mask is not None or kwargs.get("attention_mask") is not None
-        if known or self._masks.own or len(args) > self._masks.place:
+        given = token_mask is not None or kwargs.get("attention_mask") is not None
+        if given or self._masks.own or len(args) > self._masks.place:
             masks = self._masks.of(token_mask, args, kwargs)
-        return self.weighted(self._tap.collect(batch), features, masks)
+        batch = made_of or Given(args, kwargs).batch()
+        student = self._tap.collect(batch, unchanged=bool(made_of))
+        return self.weighted(student, features, masks)
 
     def teacher_features(
         self, *args: Any, sample_index: Tensor | Sequence[int] | None = None, **kwargs: Any

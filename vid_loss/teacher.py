@@ -113,7 +113,7 @@ class Teacher:
         """
         if not self._is_movable():
             return
-        probe = torch.arange(64.0, device=next(self.tap.model.parameters()).device)
+        probe = torch.arange(64.0, device=self._tensors()[0].device)
         moved = fn(probe)
         if moved.is_meta:
             return
@@ -123,8 +123,11 @@ class Teacher:
             self.tap.model.to(moved.device)
 
     def _is_movable(self) -> bool:
-        parameters = list(self.tap.model.parameters())
-        return bool(parameters) and not (self._borrowed or any(p.is_meta for p in parameters))
+        tensors = self._tensors()
+        return bool(tensors) and not (self._borrowed or any(x.is_meta for x in tensors))
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.tap.model.parameters(), *self.tap.model.buffers()]
 
     def stay_beside(self, given: Given) -> None:
         """From now on, moves with what it is given, if it is on one device with that."""
@@ -153,7 +156,7 @@ class Teacher:
         try:
             features = self.run(*inputs)
         except Exception as error:
-            remedy = inputs_of_teacher(self.tap.model, Given(*inputs).tensors)
+            remedy = inputs_of_teacher(self.tap.model, Given(*inputs).tensors, self.dtype)
             found = explained(
                 error, "Distiller, teacher", "teacher", self.tap.model, *inputs, remedy
             )

@@ -113,6 +113,25 @@ def test_the_hook_of_the_message_makes_it_right(form):
     torch.testing.assert_close(*values)
 
 
+def test_a_tensor_that_takes_the_place_of_one_that_is_gone_is_no_change(monkeypatch):
+    """Python gives the identity of a temporary to the next one; which may have been written to."""
+    student, teacher = Scaling(lambda x: x * 2), Scaling(lambda x: x)
+    for p in student.parameters():
+        p.requires_grad_(False)  # so that autograd keeps nothing of the input
+    student.more = nn.Parameter(torch.ones(3))
+    student.register_forward_hook(lambda module, _, output: output * module.more)
+    example = torch.rand(5, 4)
+    distiller = Distiller(student, teacher, {"": "body"}, example=example)
+    seen = set()
+    for _ in range(50):
+        student(example / 255)
+        given = example.clone().div_(255)
+        seen.add(id(given))
+        assert torch.isfinite(distiller(given))
+        del given
+    assert len(seen) < 50  # identities come again
+
+
 def buffer_filled_anew(student, distiller):
     buffer = images().clone()
     for _ in range(3):
@@ -127,6 +146,14 @@ def another_slice_of_one_memory(student, distiller):
     student(memory[:8])
     memory[8:] = 0
     return torch.isfinite(distiller(memory[:8]))
+
+
+def features_from_elsewhere(student, distiller):
+    features = {name: x.clone() for name, x in distiller.teacher_features(images()).items()}
+    batch = images().clone()
+    student(batch)
+    batch.mul_(2)
+    return torch.isfinite(distiller(batch, teacher_features=features))
 
 
 def a_copy(student, distiller):
@@ -146,7 +173,14 @@ def after_the_call(student, distiller):
 
 
 @pytest.mark.parametrize(
-    "loop", [buffer_filled_anew, another_slice_of_one_memory, a_copy, after_the_call]
+    "loop",
+    [
+        buffer_filled_anew,
+        another_slice_of_one_memory,
+        features_from_elsewhere,
+        a_copy,
+        after_the_call,
+    ],
 )
 def test_loops_that_change_what_nobody_sees_go_on(loop):
     student, _, distiller = make()
@@ -185,3 +219,14 @@ def test_a_tap_that_is_asked_of_no_batch_does_not_look():
     with FeatureTap(model, ["body"]) as tap:
         model(torch.rand(5, 4))
         assert tap.collect()["body"].shape == (5, 3)
+
+
+def test_without_a_teacher_a_student_may_change_its_own_input():
+    student = Scaling(in_place)
+    features = {"body": torch.randn(5, 3)}
+    offline = Distiller(
+        student, None, {"body": "body"}, example=torch.rand(5, 4), teacher_features=features
+    )
+    batch = torch.rand(5, 4)
+    student(batch)
+    assert torch.isfinite(offline(batch, teacher_features=features))

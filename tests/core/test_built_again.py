@@ -100,6 +100,21 @@ def test_two_students_in_one_optimizer_are_not_spoken_of(recwarn):
     assert [str(x.message) for x in recwarn] == []
 
 
+@pytest.mark.parametrize("turns", [True, False], ids=["together", "one after the other"])
+def test_two_teachers_with_a_distiller_each_are_not_spoken_of(recwarn, turns):
+    student, first, _ = make()
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
+    taught = [Distiller(student, x, ONE, example=images()) for x in (first, copy.deepcopy(first))]
+    for distiller in taught:
+        if turns:
+            distiller.add_to(optimizer)
+    for distiller in taught:
+        if not turns:
+            distiller.add_to(optimizer)
+        train(student, distiller, optimizer, 3)
+    assert [str(x.message) for x in recwarn] == []
+
+
 def test_losses_that_are_the_users_and_stay_are_not_spoken_of(recwarn):
     student, teacher, _ = make()
     loss = VIDLoss((8, 8, 4, 4), (8, 16, 4, 4))

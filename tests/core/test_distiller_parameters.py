@@ -168,6 +168,7 @@ def test_who_looks_at_the_groups_or_is_refused_changes_no_rate():
         ("paged_adamw_8bit", HEAD_LEARNING_RATE),
         ("schedule_free_sgd", SGD_HEAD_STEP / 3),
         ("momentum", SGD_HEAD_STEP / 3),
+        ("signsgd", HEAD_LEARNING_RATE),
         ("Nesterov", SGD_HEAD_STEP / 3),
     ],
 )

@@ -96,6 +96,26 @@ def test_a_teacher_is_cast_with_the_heads(cast):
     assert {p.dtype for p in teacher.parameters()} == {torch.float64}
 
 
+class Bank(nn.Module):
+    """A teacher with buffers alone, as a bank of filters is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filters", torch.randn(8, 1, 3, 3))
+        self.out = nn.Identity()
+
+    def forward(self, x):
+        return self.out(nn.functional.conv2d(x, self.filters, padding=1))
+
+
+def test_a_teacher_without_parameters_moves_too():
+    student = cnn_pair()[0]
+    distiller = Distiller(student, Bank(), {"stage1": "out"}, example=images())
+    DistillationModel(student, distiller).double()
+    student(images().double())
+    assert distiller(images().double()).dtype == torch.float64
+
+
 def saved_and_loaded(model):
     buffer = io.BytesIO()
     torch.save({"model": model}, buffer)

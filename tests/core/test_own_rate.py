@@ -59,10 +59,9 @@ def said(build, write, rates=(1e-4,) * 4, scheduler=None, to_none=True):
 
 
 @pytest.mark.parametrize("kind", [ADAM, SGD])
-@pytest.mark.parametrize("scaled", [{}, {"lr_scale": 0.5}], ids=["", "by depth"])
 @pytest.mark.parametrize("rates", [(1e-4,) * 4, (0, 0, 0, 1e-4, 1e-4, 1e-4)], ids=["", "from 0"])
-def test_one_rate_for_every_group_is_noticed_once(kind, scaled, rates):
-    (message,) = said(lambda s, d: added(kind, s, d, scaled=scaled), to_all, rates)
+def test_one_rate_for_every_group_is_noticed_once(kind, rates):
+    (message,) = said(lambda s, d: added(kind, s, d), to_all, rates)
     given = "5.0e-03" if kind is ADAM else "3.0e-01"
     assert f"they were given, {given}; got 1.0e-04, as another group" in message
     assert "optimizer.param_groups[:2]" in message
@@ -97,6 +96,39 @@ def test_nothing_is_said_where_they_keep_their_own(kind, write, rates):
 def test_nothing_is_said_where_they_have_none_of_their_own():
     assert said(lambda s, d: added(ADAM, s, d, lr=1e-3), to_all) == []
     assert said(lambda s, d: ADAM([*s.parameters(), *d.parameters()], lr=1e-3), to_all) == []
+
+
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+
+
+@pytest.mark.parametrize("kind", [ADAM, SGD])
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("write", "scheduler"), [(to_all, None), (lambda *_: None, None), (lambda *_: None, cosine)]
+)
+@pytest.mark.parametrize("rates", [(1e-4,) * 4, (0, 0, 0, 1e-4, 1e-4, 1e-4)], ids=["", "from 0"])
+def test_scales_that_nothing_multiplies_by_are_noticed_once(kind, scale, write, scheduler, rates):
+    build = lambda s, d: added(kind, s, d, scaled={"lr_scale": scale})  # noqa: E731  # as below
+    (message,) = said(build, write, rates, scheduler)
+    assert "to be multiplied by its lr_scale" in message
+    assert "group.pop('lr_scale', None)" in message
+
+
+def test_what_that_message_says_gives_them_their_own():
+    def build(student, distiller):
+        optimizer = ADAM([{"params": student.parameters(), "lr_scale": 0.5}], lr=1e-3)
+        for group in optimizer.param_groups:
+            group.pop("lr_scale", None)
+        distiller.add_to(optimizer)
+        return optimizer
+
+    assert said(build, lambda *_: None, scheduler=cosine) == []
+
+
+def test_heads_alone_in_an_optimizer_have_the_peak_that_it_is_given():
+    build = lambda _, d: ADAM(d.parameter_groups())  # noqa: E731  # as in the tables above
+    assert said(build, lambda *_: None, scheduler=one_cycle(2e-3)) == []
 
 
 def one_cycle(*peaks, **options):

@@ -218,28 +218,3 @@ def test_a_teacher_that_takes_other_arguments_says_how_to_map_them():
     teacher.fail = True  # an error of its own is left as it is
     with pytest.raises(TypeError, match=r"linear\(\)"):
         distiller.teacher_features(x)
-
-
-@pytest.mark.parametrize(
-    ("weights", "inputs", "ends"),
-    [
-        ("float64", "float32", "give teacher.to(torch.float32)."),
-        ("float32", "float64", "give teacher.to(torch.float64)."),
-        ("bfloat16", "float32", "To run it in less, add teacher_dtype=torch.bfloat16."),
-        ("float16", "float32", "To run it in less, add teacher_dtype=torch.float16."),
-    ],
-)
-def test_a_teacher_of_another_type_than_its_inputs_is_told_what_to_become(weights, inputs, ends):
-    weights, inputs = getattr(torch, weights), getattr(torch, inputs)
-    student, teacher = cnn_pair()
-    with pytest.raises(RuntimeError, match="expected inputs that the teacher runs on") as caught:
-        Distiller(
-            student.to(inputs),
-            teacher.to(weights),
-            {"stage2": "stage2"},
-            example=images().to(inputs),
-        )
-    assert f"Its weights are {weights}, these {inputs}: give teacher.to({inputs})" in str(
-        caught.value
-    )
-    assert str(caught.value).endswith(ends)

@@ -200,7 +200,7 @@ class Shards:
 
         self._opened.add(path.name)
         try:
-            with safe_open(path, framework="pt") as file:
+            with torch.device("cpu"), safe_open(path, framework="pt") as file:
                 fingerprint = (file.metadata() or {}).get("fingerprint")
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}  # mapped, not read

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -45,6 +45,7 @@ class FirstStep:
 
     Args:
         distiller: what is looked at. A copy of it is looked at from its first call on.
+        teacher: its teacher, if it has one.
         loaded: where it is noted whether the heads were loaded; None if they come trained.
 
     Attributes:
@@ -52,20 +53,27 @@ class FirstStep:
         gone: whether the optimizer that was looked at is.
     """
 
-    def __init__(self, distiller: Watched, loaded: Loaded | None) -> None:
-        self.settled = self.gone = False
+    def __init__(
+        self, distiller: Watched, teacher: nn.Module | None, loaded: Loaded | None
+    ) -> None:
+        self.settled = False
         self._distiller = weakref.ref(distiller)
+        self._teacher = None if teacher is None else weakref.ref(teacher)
         self._loaded = loaded
-        self._steps: dict[int, int] = {}  # of each optimizer that has the student or the heads
-        self._looks = 0
-        self._decided = False
         self._stop: weakref.finalize[Any, Any] | None = None
         self._averaged = Averaged(self._distiller)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begins to look, or begins anew, at another optimizer."""
+        self._decided = self.gone = False
+        self._looks = 0
+        self._steps: dict[int, int] = {}  # of each optimizer that has the student or the heads
+        self._optimizer: weakref.ref[Optimizer] | None = None  # that was found to have the heads
         self._own_rate = OwnRate(self._distiller)
         self._zeroing = Zeroing(self._distiller)
         self._in_loss = InLoss()
         self._uncalled = Uncalled()
-        self._optimizer: weakref.ref[Optimizer] | None = None  # that was found to have the heads
 
     def watch(self) -> None:
         """Looks at optimizers from now on."""
@@ -83,8 +91,7 @@ class FirstStep:
             self._stop()
             self._stop = None
             self._loaded = None  # a new optimizer may have loaded the state of the old one
-            self._decided = self.gone = False
-            self._steps.clear()
+            self._begin()
         if self._stop is None:
             self.watch()
         elif self._decided and self._averaged.settled:
@@ -110,7 +117,7 @@ class FirstStep:
         in_use = bool(distiller.terms) and self._weighs()
         with_gradients = in_use and any(p.grad is not None for p in heads.values())
         if in_use and not (with_gradients or self._decided):
-            self._decided = self._in_loss.is_left_out(optimizer, distiller)
+            self._in_loss.look(optimizer, distiller)
         elif not distiller.terms and self._weighs():
             self._uncalled.count(optimizer, distiller)
         if heads.keys() & held:
@@ -150,7 +157,7 @@ class FirstStep:
             return
         warn_if_inside(distiller)
         if self._loaded and not self._loaded.happened:
-            warn_if_again(optimizer, distiller)
+            warn_if_again(optimizer, distiller, self._taught_by())
         own = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer, lambda _: _note_gone(own()))
 
@@ -165,7 +172,10 @@ class FirstStep:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FirstStep":
         """A copy of a distiller has what the heads have learnt, and perhaps the optimizer's."""
-        return FirstStep(memo[id(self._distiller())], None)
+        return FirstStep(memo[id(self._distiller())], self._taught_by(), None)
+
+    def _taught_by(self) -> nn.Module | None:
+        return None if self._teacher is None else self._teacher()
 
 
 def _note_gone(first_step: FirstStep | None) -> None:

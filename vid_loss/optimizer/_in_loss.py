@@ -8,12 +8,12 @@ from torch.optim import Optimizer
 
 from ._watched import Watched
 
-_STEPS = 3  # a part of the student may have an optimizer that steps before the transfer's backward
+_STEPS = 20  # it may begin some steps later, or have steps of its own between those of the student
 _LEFT_OUT = (
     "Distiller: expected its value in the loss that backward() is called on; got no gradient of "
     f"its heads in {_STEPS} steps of the student, so that nothing is transferred. Add it as it is, "
     "without item(), detach() or torch.no_grad(): loss = criterion(student(images), labels) + "
-    "distiller(images)"
+    "distiller(images), unless it is added later."
 )
 
 
@@ -21,10 +21,11 @@ class InLoss:
     """Counts steps on gradients of the student alone, each with another call of the distiller."""
 
     def __init__(self) -> None:
-        self._counted: list[Mapping[str, Tensor]] = []
+        self._steps = 0
+        self._terms: Mapping[str, Tensor] | None = None
 
-    def is_left_out(self, optimizer: Optimizer, distiller: Watched) -> bool:
-        """Returns whether that was once too often; warns then.
+    def look(self, optimizer: Optimizer, distiller: Watched) -> None:
+        """Warns once, of the last of some steps.
 
         Args:
             optimizer: what is about to step, where no head has a gradient.
@@ -32,17 +33,17 @@ class InLoss:
         """
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         own = (p for p in distiller.student.parameters() if p.grad is not None)
-        if not (_has_heads(distiller) and any(id(p) in held for p in own)):
-            return False
-        if not any(distiller.terms is terms for terms in self._counted):  # a new dict in each call
-            self._counted.append(distiller.terms)
-        if len(self._counted) < _STEPS:
-            return False
-        warnings.warn(_LEFT_OUT, stacklevel=5)
-        return True
+        again = distiller.terms is self._terms  # a new dict in each call
+        if again or not (_has_heads(distiller) and any(id(p) in held for p in own)):
+            return
+        self._terms = distiller.terms
+        self._steps += 1
+        if self._steps == _STEPS:
+            warnings.warn(_LEFT_OUT, stacklevel=5)
 
 
 def _has_heads(distiller: Watched) -> bool:
     """Whether a pair that weighs has something to be trained: a gradient would be seen there."""
     pairs = zip(distiller.weights.values(), distiller.losses.values(), strict=True)
-    return any(p.requires_grad for weight, loss in pairs if weight for p in loss.parameters())
+    losses = [loss for weight, loss in pairs if weight]
+    return any(p.requires_grad and p.numel() for loss in losses for p in loss.parameters())

@@ -15,6 +15,12 @@ _OVERWRITTEN = (
     "{given:.1e}; got {rate:.1e}, as another group. Where the loop sets the rate of every group, "
     "let it leave theirs: for group in optimizer.param_groups[{others}]."
 )
+_NOT_SCALED = (
+    "Distiller: expected the rate of each of the optimizer's groups to be multiplied by its "
+    "lr_scale, as timm's schedulers and the loops that know it do; got groups of other scales at "
+    "one rate, {rate:.1e}, which is the heads' now, too. Before distiller.add_to(optimizer) take "
+    "the scales out: for group in optimizer.param_groups: group.pop('lr_scale', None)."
+)
 _ONE_PEAK = (
     "Distiller: expected its heads at the learning rate of their own that they were given, "
     "{given:.1e}; got a scheduler with one max_lr for every group, {peak:.1e}. Give it a rate for "
@@ -54,16 +60,20 @@ class OwnRate:
             return True
         heads = {id(p) for p in distiller.parameters()}
         theirs = [any(id(p) in heads for p in group["params"]) for group in groups]
-        if not any(theirs):
+        if not any(theirs) or all(theirs):
             return True
         _warn_of_one_peak(given, groups, theirs)
-        if not all(map(_is_set_by_hand, groups)):
-            return True
         first = theirs.index(True)
+        on_host = all(_is_on_host(group) for group in groups)
+        if not on_host or ("lr_scale" not in groups[first] and not _are_set_by_hand(groups)):
+            return True
         rate = float(groups[first]["lr"])
         self._looks += 1
         if not rate:
             return self._looks > _MOST_LOOKS
+        if "lr_scale" in groups[first]:
+            _warn_of_scales(groups[first], groups)
+            return True
         others = [float(x["lr"]) for x, own in zip(groups, theirs, strict=True) if not own]
         if rate != given and rate in others:
             slice_ = f":{first}" if first else f"{theirs.index(False)}:"
@@ -80,8 +90,18 @@ def _warn_of_one_peak(given: float, groups: list[dict[str, Any]], theirs: list[b
         warnings.warn(message, stacklevel=8)
 
 
-def _is_set_by_hand(group: dict[str, Any]) -> bool:
-    """Whether no scheduler has set a group up, and its rate is on the host."""
+def _warn_of_scales(heads: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    scale, rate = heads["lr_scale"], float(heads["lr"])
+    others = [float(x["lr"]) for x in groups if x.get("lr_scale", 1.0) != scale]
+    if rate in others:
+        warnings.warn(_NOT_SCALED.format(rate=rate), stacklevel=8)
+
+
+def _is_on_host(group: dict[str, Any]) -> bool:
     rate = group.get("lr")
-    on_host = not rate.is_cuda if isinstance(rate, Tensor) else rate is not None
-    return on_host and "initial_lr" not in group
+    return not rate.is_cuda if isinstance(rate, Tensor) else rate is not None
+
+
+def _are_set_by_hand(groups: list[dict[str, Any]]) -> bool:
+    """Whether no scheduler has set the groups up."""
+    return not any("initial_lr" in group for group in groups)

@@ -41,7 +41,8 @@ def head_learning_rate(
     if lr is None and not isinstance(optimizer, str):
         lr = optimizer.param_groups[0]["lr"]
     least = HEAD_LEARNING_RATE
-    if any(sgd in name.lower() for sgd in _SGD for name in _names_of(optimizer)):
+    names = [name.lower() for name in _names_of(optimizer)]
+    if any(sgd in name for sgd in _SGD for name in names if "sign" not in name):
         least = SGD_HEAD_STEP / max(weight, VIDLoss.default_weight)
     return max(float(lr or 0), least)
 

@@ -90,7 +90,8 @@ class Recorder:
 
         Indices and labels are let alone: a model that marks some of them has them changed too.
         """
-        last = {key[:-1]: key[-1] for key in self.batches[-1]}
+        # Of one that is gone, another tensor may have the identity by now.
+        last = {key[:-1]: key[-1] for key, x in self.batches[-1].items() if x() is not None}
         return any(
             last.get(key[:-1], key[-1]) != key[-1] and tensor.is_floating_point()
             for key, reference in batch.items()

@@ -132,11 +132,12 @@ class FeatureTap:
             raise RuntimeError(_causes.silent_hooks(self.owner))
         return self.collect()
 
-    def collect(self, batch: Batch | None = None) -> dict[str, Tensor]:
+    def collect(self, batch: Batch | None = None, *, unchanged: bool = True) -> dict[str, Tensor]:
         """Takes the features of the last recorded forward, and forgets them.
 
         Args:
             batch: what that forward should have been given, as :class:`Given` tells it.
+            unchanged: whether it should be as it was then.
 
         Returns:
             The feature of each layer, by its spec.
@@ -151,7 +152,7 @@ class FeatureTap:
         recorder = self._recorder
         eager = not (torch.compiler.is_compiling() or recorder.compiled)
         if batch and eager and recorder.last.ran and batch.keys() - recorder.batches[-1].keys():
-            self._refuse_other(batch)  # whose features there are, may still ask for them
+            self._refuse_other(batch, unchanged)  # whose features there are, may still ask for them
         forward, recorder.last = recorder.last, Forward()
         if not forward.ran:
             raise RuntimeError(self._nothing_recorded(forward))
@@ -193,8 +194,8 @@ class FeatureTap:
                 raise RuntimeError(message)
         self._ways = ways_to(self.model, self._tapped)
 
-    def _refuse_other(self, batch: Batch) -> None:
-        if self._recorder.has_changed(batch):
+    def _refuse_other(self, batch: Batch, unchanged: bool) -> None:
+        if unchanged and self._recorder.has_changed(batch):
             raise RuntimeError(_causes.changed_in_place(self.owner))
         if self._recorder.has_passed(batch):
             raise RuntimeError(
