@@ -172,3 +172,37 @@ def test_processes_compare_in_few_calls_while_gradients_are_accumulated(monkeypa
         script.student(images())
         script.distiller(images())
     assert calls == [2, 3, 5, 9, 17]
+
+
+@pytest.fixture
+def alone_among_processes(monkeypatch):
+    """Several processes, of which the others would never answer."""
+    monkeypatch.setattr(_averaged, "several_processes", lambda: True)
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda *_, **__: pytest.fail("it waits"), raising=False
+    )
+
+
+@pytest.mark.usefixtures("alone_among_processes")
+def test_pairs_without_heads_have_nothing_to_compare():
+    Script(pairs=[Pair("fc", "fc", loss=KDLoss())], add=False).steps(4)
+
+
+@pytest.mark.usefixtures("alone_among_processes")
+@pytest.mark.parametrize("part", ["whole", "other", "none"])
+def test_heads_that_fsdp_1_has_flattened_are_not_compared(monkeypatch, part):
+    """Each process has another part of them between the forwards, perhaps all, perhaps none."""
+    script = Script()
+    whole = list(script.distiller.losses.parameters())
+    seen = {"whole": whole, "other": whole[1:], "none": []}[part]
+    for parameter in seen:
+        parameter._fsdp_flattened = True  # as FSDP 1 marks them
+    step = torch.optim.SGD.step
+
+    def sharded_step(optimizer):
+        with monkeypatch.context() as outside:
+            outside.setattr(script.distiller.losses, "parameters", lambda: iter(seen))
+            step(optimizer)
+
+    monkeypatch.setattr(script.optimizer, "step", lambda: sharded_step(script.optimizer))
+    script.steps(4)

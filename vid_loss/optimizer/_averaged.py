@@ -45,13 +45,21 @@ class Averaged:
         """Notes the heads' shapes, before an engine has sharded them."""
         if (distiller := self._distiller()) is not None:
             self._shapes = [p.shape for p in distiller.losses.parameters()]
+            self.settled = not self._shapes  # KD has nothing to be averaged
+
+    def look(self, heads: nn.Module) -> None:
+        """Settles what an engine has sharded, which reduces gradients itself; before any step.
+
+        On every process: of one that has no part of them the others would wait for an answer.
+        """
+        parameters = list(heads.parameters())
+        if [p.shape for p in parameters] != self._shapes or any(map(_is_sharded, parameters)):
+            self.settled = True
 
     def note(self, heads: nn.Module) -> None:
         """Notes the norm of each gradient, before a step on them."""
         parameters = list(heads.parameters())
-        sharded = any(hasattr(p, "placements") for p in parameters)  # DTensor
-        if not parameters or sharded or [p.shape for p in parameters] != self._shapes:
-            self.settled = True  # an engine has sharded them, and reduces them
+        if self.settled:
             return
         zero = torch.zeros((), device=parameters[0].device)
         norms = [zero if p.grad is None else p.grad.detach().float().norm() for p in parameters]
@@ -89,3 +97,8 @@ class Averaged:
         self.settled = True
         if bool(((most - least) > _SAME * most).any()):
             raise RuntimeError(_NOT_AVERAGED)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    # A DTensor, or a part of what FSDP 1 has flattened: a whole one, even, beside others' none.
+    return hasattr(parameter, "placements") or hasattr(parameter, "_fsdp_flattened")

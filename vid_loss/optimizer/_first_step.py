@@ -112,6 +112,8 @@ class FirstStep:
         compares = self._averaged.waits
         if distiller is None or (self._decided and not compares):
             return
+        if compares:
+            self._averaged.look(distiller.losses)
         heads = {id(p): p for p in distiller.losses.parameters() if p.requires_grad}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         in_use = bool(distiller.terms) and self._weighs()
