@@ -206,3 +206,20 @@ def test_heads_that_fsdp_1_has_flattened_are_not_compared(monkeypatch, part):
 
     monkeypatch.setattr(script.optimizer, "step", lambda: sharded_step(script.optimizer))
     script.steps(4)
+
+
+def test_processes_compare_once_whatever_optimizer_follows(monkeypatch):
+    """It is collected when Python likes, in one process earlier than in another."""
+    calls = []
+    monkeypatch.setattr(_averaged, "several_processes", lambda: True)
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda *_, **__: calls.append(None), raising=False
+    )
+    script = Script()
+    script.steps(3)
+    assert len(calls) == 1
+    parameters = [*script.student.parameters(), *script.distiller.parameters()]
+    script.optimizer = SGD(parameters, lr=0.01)
+    gc.collect()
+    script.steps(8)
+    assert len(calls) == 1
