@@ -45,8 +45,8 @@ class Averaged:
         """Notes the heads' shapes, before an engine has sharded them."""
         if (distiller := self._distiller()) is not None:
             self._shapes = [p.shape for p in distiller.losses.parameters()]
-            # KD has nothing to be averaged. And never again: an optimizer may be gone in one process
-            # before it is in the others, which would not answer.
+            # KD has nothing to be averaged. And never again: in one process an optimizer may be
+            # gone before it is in the others, which would not answer.
             self.settled = self.settled or not self._shapes
 
     def look(self, heads: nn.Module) -> None:
